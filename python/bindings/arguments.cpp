@@ -1,0 +1,123 @@
+#include "python/bindings/arguments.h"
+
+namespace moonpool::python {
+
+namespace nb = nanobind;
+
+namespace {
+
+// Calls `each` with every item of a sequence; false when `source` is none, or when `each` says so. The items are held during the call only.
+template <typename Each>
+bool for_each_item(PyObject* source, Each each) {
+  if (PyUnicode_Check(source) || PyBytes_Check(source) || PyDict_Check(source) || PyAnySet_Check(source)) return false;
+  const auto items = nb::steal<nb::object>(PySequence_Fast(source, ""));
+  if (!items.is_valid()) {
+    PyErr_Clear();
+    return false;
+  }
+  // The size is read anew each time: __index__ of an item may run Python code that changes the list.
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
+    const nb::object item = nb::borrow<nb::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
+    if (!each(item)) return false;
+  }
+  return true;
+}
+
+std::size_t length_hint(PyObject* source) {
+  const Py_ssize_t length = PyObject_Size(source);
+  if (length < 0) {
+    PyErr_Clear();
+    return 0;
+  }
+  return static_cast<std::size_t>(length);
+}
+
+template <typename Row>
+bool read_rows(PyObject* source, std::vector<Row>& rows) {
+  rows.clear();
+  return for_each_item(source, [&](const nb::object& item) { return rows.emplace_back().read(item.ptr()); });
+}
+
+}  // namespace
+
+bool read_number(PyObject* source, std::uint64_t& value) {
+  nb::object index;
+  if (!PyLong_CheckExact(source)) {
+    index = nb::steal<nb::object>(PyNumber_Index(source));
+    if (!index.is_valid()) {
+      PyErr_Clear();
+      return false;
+    }
+    source = index.ptr();
+  }
+  value = PyLong_AsUnsignedLongLong(source);
+  if (value == static_cast<std::uint64_t>(-1) && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    return false;
+  }
+  return true;
+}
+
+bool Keys::read(PyObject* source) {
+  const std::size_t expected = length_hint(source);
+  held_.reserve(expected);
+  views_.reserve(expected);
+  return for_each_item(source, [&](const nb::object& item) {
+    if (!PyUnicode_Check(item.ptr())) return false;
+    Py_ssize_t length = 0;
+    const char* text = PyUnicode_AsUTF8AndSize(item.ptr(), &length);
+    if (text == nullptr) {
+      PyErr_Clear();
+      return false;
+    }
+    held_.push_back(item);
+    views_.emplace_back(text, static_cast<std::size_t>(length));
+    return true;
+  });
+}
+
+bool Numbers::read(PyObject* source) {
+  values.reserve(length_hint(source));
+  return for_each_item(source, [&](const nb::object& item) { return read_number(item.ptr(), values.emplace_back()); });
+}
+
+bool NestedNumbers::read(PyObject* source) {
+  ends_.reserve(length_hint(source));
+  return for_each_item(source, [&](const nb::object& row) {
+    const bool fine = for_each_item(row.ptr(), [&](const nb::object& item) { return read_number(item.ptr(), values_.emplace_back()); });
+    ends_.push_back(values_.size());
+    return fine;
+  });
+}
+
+bool DeepNumbers::read(PyObject* source) { return read_rows(source, rows); }
+bool NestedKeys::read(PyObject* source) { return read_rows(source, rows); }
+bool BytesList::read(PyObject* source) { return read_rows(source, items); }
+
+void Bytes::Release::operator()(Py_buffer* buffer) const {
+  PyBuffer_Release(buffer);
+  delete buffer;
+}
+
+bool Bytes::read(PyObject* source) {
+  auto buffer = std::make_unique<Py_buffer>();
+  if (PyObject_GetBuffer(source, buffer.get(), PyBUF_FULL_RO) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  buffer_.reset(buffer.release());
+  const auto length = static_cast<std::size_t>(buffer_->len);
+  if (PyBuffer_IsContiguous(buffer_.get(), 'C') != 0) {
+    view_ = {static_cast<const std::byte*>(buffer_->buf), length};
+    return true;
+  }
+  copy_.resize(length);
+  if (PyBuffer_ToContiguous(copy_.data(), buffer_.get(), buffer_->len, 'C') != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  view_ = copy_;
+  return true;
+}
+
+}  // namespace moonpool::python

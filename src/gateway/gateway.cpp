@@ -1,0 +1,184 @@
+#include "gateway/gateway.h"
+
+#include <algorithm>
+#include <boost/asio/basic_socket_acceptor.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/logging.h"
+#include "gateway/gateway_state.h"
+#include "gateway/health_monitor.h"
+#include "gateway/http_message.h"
+#include "gateway/worker.h"
+
+namespace moonpool::gateway {
+
+namespace {
+
+using Acceptor = asio::basic_socket_acceptor<asio::ip::tcp, Executor>;
+
+std::string too_many_clients() {
+  const std::string body = openai_error(503, "the gateway has all the clients that it takes: the limit is --max-connections");
+  return own_response_head(503, "application/json", {Framing::kLength, body.size(), false, {}}, "Retry-After: 1\r\n") + body;
+}
+
+Result<Endpoint> resolve_own(asio::io_context& context, const std::string& host, std::uint16_t port) {
+  boost::system::error_code error;
+  const auto literal = asio::ip::make_address(host, error);
+  if (!error) return Endpoint(literal, port);
+  asio::ip::tcp::resolver resolver(context);
+  const auto found = resolver.resolve(host, std::to_string(port), error);
+  if (error || found.empty()) {
+    return Status(ErrorCode::kConfig,
+                  "cannot listen on --host " + host + ": " + error.message() + ". Use an address or name of this machine");
+  }
+  // A name such as localhost: its IPv4 address, which every client tries.
+  for (const auto& entry : found) {
+    if (entry.endpoint().address().is_v4()) return entry.endpoint();
+  }
+  return found.begin()->endpoint();
+}
+
+Status listen_on(Acceptor& acceptor, const Endpoint& endpoint, const std::string& text) {
+  boost::system::error_code error;
+  const auto failed = [&](const char* hint) {
+    return Status(ErrorCode::kConfig, "cannot listen on " + text + ": " + error.message() + ". " + hint);
+  };
+  acceptor.open(endpoint.protocol(), error);
+  if (error) return failed("Is this kind of address available here?");
+  acceptor.set_option(asio::ip::tcp::acceptor::reuse_address(true), error);
+  acceptor.bind(endpoint, error);
+  if (error) return failed("Choose another --port, or stop what listens there");
+  acceptor.listen(asio::socket_base::max_listen_connections, error);
+  if (error) return failed("Choose another --port");
+  return Status();
+}
+
+std::string text_of(const Endpoint& endpoint) {
+  const std::string address = endpoint.address().to_string();
+  return (endpoint.address().is_v6() ? "[" + address + "]" : address) + ":" + std::to_string(endpoint.port());
+}
+
+}  // namespace
+
+class Gateway::Impl {
+ public:
+  Impl(Settings settings, std::unique_ptr<Policy> prefill, std::unique_ptr<Policy> decode)
+      : state_(std::move(settings), std::move(prefill), std::move(decode)) {}
+
+  Status start() {
+    const Settings& settings = state_.settings;
+    const unsigned threads = settings.threads != 0 ? settings.threads : std::max(1U, std::thread::hardware_concurrency());
+    for (unsigned i = 0; i < threads; ++i) workers_.push_back(std::make_unique<Worker>(state_, resolver_));
+    auto endpoint = resolve_own(workers_[0]->context(), settings.host, settings.port);
+    if (!endpoint.ok()) return endpoint.status();
+    acceptor_.emplace(workers_[0]->context().get_executor());
+    MOONPOOL_RETURN_IF_ERROR(listen_on(*acceptor_, *endpoint, text_of(*endpoint)));
+    boost::system::error_code ignored;
+    bound_ = acceptor_->local_endpoint(ignored);
+    for (const auto& name : settings.prefill) state_.prefill.add(state_.make_instance(name, state_.prefill));
+    for (const auto& name : settings.decode) state_.decode.add(state_.make_instance(name, state_.decode));
+    announce();
+    monitor_ = std::make_shared<HealthMonitor>(workers_[0]->context().get_executor(), state_, resolver_);
+    monitor_->start();
+    asio::co_spawn(workers_[0]->context().get_executor(), accept(), asio::detached);
+    for (auto& worker : workers_) worker->run();
+    return Status();
+  }
+
+  bool stop() {
+    if (stopped_) return drained_;
+    stopped_ = true;
+    state_.stopping = true;
+    asio::post(workers_[0]->context(), [this] {
+      boost::system::error_code ignored;
+      acceptor_->close(ignored);
+      monitor_->stop();
+    });
+    const Deadline deadline = Deadline::after(state_.settings.timeouts.drain);
+    auto& open = state_.counters.client_connections;
+    while (open.load() != 0 && !deadline.expired()) {
+      for (auto& worker : workers_) worker->close_idle_clients();
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    drained_ = open.load() == 0;
+    if (!drained_) log::warning("stopping with {} client connections still busy after the drain time", open.load());
+    for (auto& worker : workers_) worker->stop_now();
+    return drained_;
+  }
+
+  [[nodiscard]] const Endpoint& bound() const { return bound_; }
+
+ private:
+  void announce() const {
+    const Settings& settings = state_.settings;
+    log::info("serving {} on http://{} with {} threads, scheduling {}", settings.model, text_of(bound_), workers_.size(),
+              state_.decode.policy_name());
+    if (bound_.address().is_loopback()) log::info("only this machine can connect: --host 0.0.0.0 (or an address) listens for others");
+    for (const Group* group : {&state_.prefill, &state_.decode}) {
+      const auto list = group->snapshot();  // held: the group may replace its list meanwhile
+      for (const auto& instance : *list) log::info("{} instance {}", group->role(), instance->name().to_string());
+      if (group->empty()) log::warning("no {} instance yet: add one with POST /instances/add", group->role());
+    }
+    log::info("POST /instances/add is {}", settings.admin_api_key.empty() ? "disabled: ADMIN_API_KEY is not set in the environment"
+                                                                          : "enabled for holders of ADMIN_API_KEY");
+  }
+
+  Task<void> accept() {
+    Timer pause(workers_[0]->context().get_executor());
+    for (std::size_t turn = 0; !state_.stopping; ++turn) {
+      Worker& worker = *workers_[turn % workers_.size()];
+      auto [error, socket] = co_await acceptor_->async_accept(worker.context().get_executor(), kAwait);
+      if (state_.stopping || error == asio::error::operation_aborted) co_return;
+      if (error) {
+        // Out of descriptors, most likely: going on at once would only spin.
+        log::error("cannot accept a client: {}", error.message());
+        pause.expires_after(std::chrono::milliseconds(100));
+        co_await pause.async_wait(kAwait);
+        continue;
+      }
+      if (state_.counters.client_connections.load(std::memory_order_relaxed) >= state_.settings.limits.client_connections) {
+        boost::system::error_code ignored;
+        socket.non_blocking(true, ignored);
+        socket.write_some(asio::buffer(too_many_clients()), ignored);
+        continue;
+      }
+      worker.adopt(std::move(socket));
+    }
+  }
+
+  GatewayState state_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+  Resolver resolver_;  // after the workers: its look-ups post to their executors
+  std::shared_ptr<HealthMonitor> monitor_;
+  std::optional<Acceptor> acceptor_;
+  Endpoint bound_;
+  bool stopped_ = false;
+  bool drained_ = true;
+};
+
+Gateway::Gateway(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Gateway::~Gateway() { stop(); }
+
+Result<std::unique_ptr<Gateway>> Gateway::start(Settings settings) {
+  auto prefill = make_policy(settings.scheduling);
+  auto decode = make_policy(settings.scheduling);
+  if (!prefill.ok()) return prefill.status();
+  auto impl = std::make_unique<Impl>(std::move(settings), std::move(prefill).value(), std::move(decode).value());
+  if (Status status = impl->start(); !status.ok()) return status;
+  return std::unique_ptr<Gateway>(new Gateway(std::move(impl)));
+}
+
+bool Gateway::stop() { return impl_->stop(); }
+
+std::uint16_t Gateway::port() const { return impl_->bound().port(); }
+
+std::string Gateway::address() const { return text_of(impl_->bound()); }
+
+}  // namespace moonpool::gateway

@@ -1,0 +1,44 @@
+// What all threads of one gateway share: its settings, its two groups, its counters.
+//
+// Threads: any; the groups lock for themselves, the counters are relaxed atomics. Ownership: the Gateway's, outlives its threads.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+
+#include "gateway/group.h"
+#include "gateway/settings.h"
+
+namespace moonpool::gateway {
+
+struct Counters {
+  std::atomic<std::uint64_t> requests{0};            // completions received
+  std::atomic<std::uint64_t> answered{0};            // answered by an instance, its 4xx included
+  std::atomic<std::uint64_t> failed{0};              // answered with an error of the gateway's or an instance's 5xx
+  std::atomic<std::uint64_t> cut{0};                 // streams that ended with an error event
+  std::atomic<std::uint64_t> client_gone{0};         // ended by the client before its answer was whole
+  std::atomic<std::uint64_t> prefill_given_up{0};    // sent to decode although no prefill instance had done its part
+  std::atomic<std::uint64_t> retries{0};             // hops sent to another instance after a failure
+  std::atomic<std::uint64_t> bad_requests{0};        // refused before any hop
+  std::atomic<std::uint64_t> client_connections{0};  // open now
+};
+
+struct GatewayState {
+  GatewayState(Settings the_settings, std::unique_ptr<Policy> prefill_policy, std::unique_ptr<Policy> decode_policy)
+      : settings(std::move(the_settings)), prefill("prefill", std::move(prefill_policy)), decode("decode", std::move(decode_policy)) {}
+
+  [[nodiscard]] std::shared_ptr<Instance> make_instance(const InstanceName& name, const Group& group) const {
+    return std::make_shared<Instance>(name, group.role(), settings.health.failures_to_unhealthy);
+  }
+
+  const Settings settings;
+  Group prefill;
+  Group decode;
+  Counters counters;
+  const std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
+  std::atomic<bool> stopping{false};  // no new requests: answers say Connection: close
+};
+
+}  // namespace moonpool::gateway

@@ -1,0 +1,43 @@
+// The instances of one role, and the choice among them.
+//
+// The list is replaced as a whole when an instance is added, so a request reads it without waiting for an admin.
+// Threads: any. Ownership: the gateway's shared state owns two of these for its whole life.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "gateway/instance.h"
+#include "gateway/policy.h"
+
+namespace moonpool::gateway {
+
+using InstanceList = std::vector<std::shared_ptr<Instance>>;
+
+class Group {
+ public:
+  Group(std::string role, std::unique_ptr<Policy> policy) : role_(std::move(role)), policy_(std::move(policy)) {}
+
+  [[nodiscard]] const std::string& role() const { return role_; }
+  [[nodiscard]] std::string_view policy_name() const { return policy_->name(); }
+  [[nodiscard]] std::shared_ptr<const InstanceList> snapshot() const;
+  [[nodiscard]] bool empty() const { return snapshot()->empty(); }
+  [[nodiscard]] bool contains(const InstanceName& name) const;
+  // False when an instance of that name is there already.
+  bool add(std::shared_ptr<Instance> instance);
+
+  // The policy's choice among the healthy ones that are not in `tried`; when no such one is left, among the unhealthy ones (a request that
+  // would fail otherwise loses nothing by trying). Null when all were tried.
+  [[nodiscard]] std::shared_ptr<Instance> pick(const RequestFacts& request, std::span<const std::shared_ptr<Instance>> tried) const;
+
+ private:
+  const std::string role_;
+  const std::unique_ptr<Policy> policy_;
+  mutable std::mutex mutex_;  // guards the pointer, not the list
+  std::shared_ptr<const InstanceList> instances_ = std::make_shared<InstanceList>();
+};
+
+}  // namespace moonpool::gateway

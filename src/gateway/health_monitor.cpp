@@ -1,0 +1,89 @@
+#include "gateway/health_monitor.h"
+
+#include <algorithm>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <random>
+
+#include "base/logging.h"
+#include "gateway/instance_check.h"
+
+namespace moonpool::gateway {
+
+namespace {
+
+constexpr std::chrono::milliseconds kTick{50};
+
+std::chrono::milliseconds jittered(std::chrono::milliseconds pause) {
+  static thread_local std::minstd_rand random{std::random_device{}()};
+  return pause * std::uniform_int_distribution<int>(80, 120)(random) / 100;
+}
+
+}  // namespace
+
+HealthMonitor::HealthMonitor(const Executor& executor, GatewayState& state, Resolver& resolver)
+    : executor_(executor), state_(state), pool_(executor, resolver, std::chrono::seconds(0), 0), timer_(executor) {}
+
+void HealthMonitor::start() {
+  asio::co_spawn(
+      executor_, [self = shared_from_this()] { return self->run(); }, asio::detached);
+}
+
+void HealthMonitor::stop() {
+  stopped_ = true;
+  timer_.cancel();
+}
+
+Task<void> HealthMonitor::run() {
+  const auto self = shared_from_this();
+  while (!stopped_) {
+    look_after(state_.prefill);
+    look_after(state_.decode);
+    timer_.expires_after(kTick);
+    co_await timer_.async_wait(kAwait);
+  }
+}
+
+void HealthMonitor::look_after(const Group& group) {
+  const auto now = Deadline::Clock::now();
+  const auto list = group.snapshot();  // held: the group may replace its list meanwhile
+  for (const auto& instance : *list) {
+    Watched& watched = watched_[instance];
+    const bool first_look = !watched.seen;
+    if (watched.running) continue;
+    if (instance->healthy() && !first_look) {
+      watched.pause = std::chrono::milliseconds(0);
+      continue;
+    }
+    if (!first_look && watched.pause.count() == 0) {
+      watched.pause = state_.settings.health.first_probe;
+      watched.next = now + jittered(watched.pause);
+    }
+    if (!first_look && now < watched.next) continue;
+    watched.seen = true;
+    watched.running = true;
+    asio::co_spawn(
+        executor_, [self = shared_from_this(), instance, first_look] { return self->probe(instance, first_look); }, asio::detached);
+  }
+}
+
+Task<void> HealthMonitor::probe(std::shared_ptr<Instance> instance, bool first_look) {
+  const auto self = shared_from_this();
+  Cancellation never;
+  auto checked =
+      co_await check_instance(pool_, instance->name(), state_.settings.model, {}, Deadline::after(state_.settings.timeouts.check), never);
+  Watched& watched = watched_[instance];
+  watched.running = false;
+  if (checked.ok()) {
+    if (first_look && checked->verified) log::info("{} instance {} answers", instance->role(), instance->name().to_string());
+    if (first_look && !checked->verified) log::warning("{} instance: {}", instance->role(), checked->remark);
+    instance->succeeded();
+    co_return;
+  }
+  instance->probe_failed(checked.status());
+  const auto& health = state_.settings.health;
+  watched.pause = std::clamp(watched.pause * 2, health.first_probe, health.slowest_probe);
+  watched.next = Deadline::Clock::now() + jittered(watched.pause);
+}
+
+}  // namespace moonpool::gateway

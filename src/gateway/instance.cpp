@@ -1,0 +1,45 @@
+#include "gateway/instance.h"
+
+#include "base/logging.h"
+
+namespace moonpool::gateway {
+
+std::string Instance::last_error() const {
+  const std::lock_guard lock(mutex_);
+  return last_error_;
+}
+
+double Instance::last_error_age_s() const {
+  const std::lock_guard lock(mutex_);
+  if (last_error_.empty()) return -1;
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - last_error_at_).count();
+}
+
+void Instance::succeeded() {
+  if (consecutive_failures_.load(std::memory_order_relaxed) != 0) consecutive_failures_.store(0, std::memory_order_relaxed);
+  if (healthy_.load(std::memory_order_relaxed)) return;
+  if (!healthy_.exchange(true)) log::info("{} instance {} is healthy again", role_, name_.to_string());
+}
+
+void Instance::failed(const Status& reason) {
+  errors_.fetch_add(1, std::memory_order_relaxed);
+  const auto failures = consecutive_failures_.fetch_add(1) + 1;
+  remember(reason);
+  if (failures >= failures_to_unhealthy_ && healthy_.exchange(false)) {
+    log::warning("{} instance {} is unhealthy after {} consecutive failures, the last: {}. It is probed until it answers", role_,
+                 name_.to_string(), failures, reason.message());
+  }
+}
+
+void Instance::probe_failed(const Status& reason) {
+  remember(reason);
+  if (healthy_.exchange(false)) log::warning("{} instance {} does not answer: {}", role_, name_.to_string(), reason.message());
+}
+
+void Instance::remember(const Status& reason) {
+  const std::lock_guard lock(mutex_);
+  last_error_ = reason.message();
+  last_error_at_ = std::chrono::steady_clock::now();
+}
+
+}  // namespace moonpool::gateway

@@ -1,0 +1,354 @@
+#include "gateway/relay.h"
+
+#include <random>
+#include <utility>
+
+#include "base/logging.h"
+#include "gateway/request_edit.h"
+#include "gateway/resolver.h"
+#include "gateway/sse.h"
+
+namespace moonpool::gateway {
+
+namespace {
+
+constexpr std::chrono::seconds kPatienceAfterDone{1};  // the answer is whole: its connection is not worth more
+constexpr std::size_t kErrorAnswerAtMost = std::size_t{1} << 20;
+constexpr std::size_t kPrefillAnswerAtMost = std::size_t{64} << 20;  // prompt logprobs can be long
+
+// Between two instances: long enough that many requests do not fall upon the next one in step, short enough not to be felt.
+std::chrono::microseconds jitter() {
+  static thread_local std::minstd_rand random{std::random_device{}()};
+  return std::chrono::microseconds(std::uniform_int_distribution<int>(1'000, 15'000)(random));
+}
+
+std::chrono::nanoseconds since(RequestRecord::Time time) { return RequestRecord::Clock::now() - time; }
+
+bool is_json(const ResponseParser& answer) { return answer.headers.get(http::field::content_type).starts_with("application/json"); }
+
+Status status_failure(const Instance& instance, unsigned status) {
+  return Status(ErrorCode::kUnavailable, instance.name().to_string() + " answered HTTP " + std::to_string(status));
+}
+
+}  // namespace
+
+class Relay::Tries {
+ public:
+  Tries(Relay& relay, Group& group) : relay_(relay), group_(group) {}
+
+  // The next instance to try; null when the attempts, the instances or the time are used up.
+  [[nodiscard]] Task<std::shared_ptr<Instance>> next() {
+    if (tried_.size() >= relay_.state_.settings.attempts || (!tried_.empty() && relay_.deadline_.expired())) co_return nullptr;
+    auto instance = group_.pick(relay_.facts(), tried_);
+    if (instance == nullptr) co_return nullptr;
+    if (!tried_.empty()) {
+      relay_.state_.counters.retries.fetch_add(1, std::memory_order_relaxed);
+      co_await pause(jitter(), relay_.cancellation_);
+    }
+    ++relay_.record_.attempts;
+    tried_.push_back(instance);
+    co_return instance;
+  }
+  [[nodiscard]] std::size_t count() const { return tried_.size(); }
+
+ private:
+  Relay& relay_;
+  Group& group_;
+  InstanceList tried_;
+};
+
+Relay::Relay(GatewayState& state, UpstreamPool& pool, ClientConnection& client, const RequestParser& request, RequestRecord& record,
+             bool keep_alive)
+    : state_(state),
+      pool_(pool),
+      client_(client),
+      request_(request),
+      record_(record),
+      deadline_(Deadline::after(state.settings.timeouts.request)),
+      forwarded_fields_(forwarded_request_fields(request.headers, record.id)),
+      keep_alive_(keep_alive) {}
+
+Task<bool> Relay::completion() {
+  state_.counters.requests.fetch_add(1, std::memory_order_relaxed);
+  auto edited = make_prefill_body(request_.body);
+  if (!edited.ok()) {
+    state_.counters.bad_requests.fetch_add(1, std::memory_order_relaxed);
+    co_return co_await send_error(400, edited.status().message());
+  }
+  record_.hops_started = RequestRecord::Clock::now();
+  if (state_.decode.empty()) co_return co_await give_up(state_.decode, 0);  // before a prefill is spent on it
+  if (!edited->prompt_is_empty && !state_.prefill.empty()) {
+    client_.watch(cancellation_);
+    const Turn turn = co_await prefill(std::move(edited->text));
+    client_.unwatch();
+    record_.prefill_done = RequestRecord::Clock::now();
+    if (turn != Turn::kFailed || cancellation_.cancelled()) co_return finish(turn);
+  }
+  failure_.reset();
+  co_return co_await forward(state_.decode);
+}
+
+Task<bool> Relay::forward(Group& group) {
+  if (record_.hops_started == Time{}) record_.hops_started = RequestRecord::Clock::now();
+  client_.watch(cancellation_);
+  Tries tries(*this, group);
+  for (auto instance = co_await tries.next(); instance != nullptr; instance = co_await tries.next()) {
+    const Turn turn = co_await decode_on(instance);
+    if (turn == Turn::kFailed && !cancellation_.cancelled()) continue;
+    client_.unwatch();
+    co_return finish(turn);
+  }
+  client_.unwatch();
+  co_return co_await give_up(group, tries.count());
+}
+
+bool Relay::finish(Turn turn) {
+  if (turn == Turn::kClientGone || cancellation_.cancelled()) {
+    if (!record_.cut) {
+      record_.client_gone = true;
+      state_.counters.client_gone.fetch_add(1, std::memory_order_relaxed);
+    }
+    return false;
+  }
+  if (record_.cut) return false;
+  (record_.status >= 500 ? state_.counters.failed : state_.counters.answered).fetch_add(1, std::memory_order_relaxed);
+  return keep_alive_;
+}
+
+// kFailed here means "go on with decode": the prefill was done, or cannot be.
+Task<Relay::Turn> Relay::prefill(std::string body) {
+  Tries tries(*this, state_.prefill);
+  for (auto instance = co_await tries.next(); instance != nullptr; instance = co_await tries.next()) {
+    const Turn turn = co_await prefill_on(instance, body);
+    if (turn != Turn::kFailed || cancellation_.cancelled()) co_return turn;
+    if (!record_.prefill.empty()) co_return Turn::kFailed;
+  }
+  if (cancellation_.cancelled()) co_return Turn::kClientGone;
+  state_.counters.prefill_given_up.fetch_add(1, std::memory_order_relaxed);
+  log::warning("request {}: no prefill instance did its part ({} tried, the last: {}): decode computes the prompt itself", record_.id,
+               tries.count(), failure_ ? failure_->reason.message() : "none");
+  co_return Turn::kFailed;
+}
+
+Task<Relay::Turn> Relay::prefill_on(const std::shared_ptr<Instance>& instance, std::string_view body) {
+  const Instance::InFlight in_flight(instance);
+  const Time sent = RequestRecord::Clock::now();
+  const auto& timeouts = state_.settings.timeouts;
+  auto opened = co_await open(*instance, body, timeouts.prefill);
+  if (!opened.ok()) co_return instance_failed(*instance, opened.status());
+  auto exchange = std::move(opened).value();
+  instance->first_byte.record(since(sent));
+  const Status status =
+      co_await read_whole(*exchange, kPrefillAnswerAtMost, timeouts.prefill, deadline_.sooner(timeouts.prefill), cancellation_);
+  if (!status.ok()) co_return instance_failed(*instance, status);
+  const unsigned code = exchange->answer.status;
+  if (code < 200 || code >= 500 || (code >= 300 && code < 400)) co_return instance_failed(*instance, status_failure(*instance, code));
+  instance->succeeded();
+  instance->total.record(since(sent));
+  record_.prefill = instance->name().to_string();
+  if (code >= 400) {
+    co_return co_await send_answer(*exchange);
+  }
+  pool_.release(std::move(exchange));
+  co_return Turn::kFailed;
+}
+
+Task<Relay::Turn> Relay::decode_on(const std::shared_ptr<Instance>& instance) {
+  const Instance::InFlight in_flight(instance);
+  const Time sent = RequestRecord::Clock::now();
+  auto opened = co_await open(*instance, request_.body, state_.settings.timeouts.first_byte);
+  if (!opened.ok()) co_return instance_failed(*instance, opened.status());
+  auto exchange = std::move(opened).value();
+  if (exchange->answer.status >= 500) {
+    const Deadline soon = deadline_.sooner(state_.settings.timeouts.connect);  // its text is nice to have, not worth waiting for
+    const Status whole = co_await read_whole(*exchange, kErrorAnswerAtMost, soon.left(), soon, cancellation_);
+    if (!whole.ok()) log::debug("request {}: {}", record_.id, whole.message());
+    const unsigned code = exchange->answer.status;
+    co_return instance_failed(*instance, status_failure(*instance, code), std::move(exchange));
+  }
+  record_.decode = instance->name().to_string();
+  if (exchange->answer.status < 300 && exchange->answer.is_event_stream()) co_return co_await stream(*instance, std::move(exchange), sent);
+  co_return co_await whole_answer(*instance, std::move(exchange), sent);
+}
+
+Task<Result<std::unique_ptr<Exchange>>> Relay::open(Instance& instance, std::string_view body, std::chrono::nanoseconds budget) {
+  const UpstreamRequest request{
+      upstream_request_head(request_.method_text, request_.target, instance.name().to_string(), forwarded_fields_, body.size()), body};
+  const ExchangeDeadlines deadlines{state_.settings.timeouts.connect, deadline_.sooner(budget)};
+  co_return co_await pool_.open(instance.name(), request, deadlines, cancellation_);
+}
+
+Relay::Turn Relay::instance_failed(Instance& instance, Status reason, std::unique_ptr<Exchange> answer) {
+  if (cancellation_.cancelled() || reason.code() == ErrorCode::kCancelled) return Turn::kClientGone;
+  instance.failed(reason);
+  log::info("request {}: {} instance {} failed: {}", record_.id, instance.role(), instance.name().to_string(), reason.message());
+  failure_ = Failure{std::move(reason), instance.name().to_string(), std::move(answer)};
+  return Turn::kFailed;
+}
+
+// The bytes pass as they arrive; the head waits for the first of them, because until then another instance can still be asked.
+Task<Relay::Turn> Relay::stream(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent) {
+  const auto& timeouts = state_.settings.timeouts;
+  const bool chunked = request_.version == 11;
+  ResponseParser& answer = exchange->answer;
+  SseStream events;
+  Status status;
+  std::string head;
+  for (;;) {
+    std::string ready = events.feed(std::exchange(answer.body, {}));
+    const bool over = answer.is_done() || !status.ok();
+    if (over && (events.done() || events.mid_line())) ready += events.finish();
+    const bool complete = over && events.done();
+    if (!ready.empty()) {
+      if (record_.status == 0) {
+        instance.first_byte.record(since(sent));
+        if (!chunked) keep_alive_ = false;
+        head = relayed_response_head(answer, {chunked ? Framing::kChunked : Framing::kUntilClose, 0, keep_alive_, record_.id});
+        record_.status = answer.status;
+      }
+      if (chunked) head += chunk_head(ready.size());
+      const std::string_view tail = !chunked ? "" : complete ? "\r\n0\r\n\r\n" : "\r\n";
+      const bool written = co_await write(head, ready, tail);
+      if (!written) co_return Turn::kClientGone;
+      head.clear();
+    } else if (complete && chunked) {
+      const bool written = co_await write(kLastChunk);
+      if (!written) co_return Turn::kClientGone;
+    }
+    if (complete) break;
+    if (over) {
+      if (status.ok()) status = Status(ErrorCode::kUnavailable, instance.name().to_string() + " ended its stream before the final event");
+      if (record_.status == 0 || cancellation_.cancelled()) co_return instance_failed(instance, status);
+      static_cast<void>(co_await end_cut_stream(instance, status, events.mid_line()));
+      co_return Turn::kAnswered;
+    }
+    const auto patience = record_.status == 0 ? timeouts.first_byte - since(sent)
+                          : events.done()     ? std::chrono::nanoseconds(kPatienceAfterDone)
+                                              : std::chrono::nanoseconds(timeouts.between_bytes);
+    const Cancellation::Scope scope(cancellation_, *exchange->connection);
+    status = co_await exchange->connection->read(answer, deadline_.sooner(patience));
+  }
+  instance.succeeded();
+  instance.total.record(since(sent));
+  pool_.release(std::move(exchange));
+  co_return Turn::kAnswered;
+}
+
+// The client has part of a stream that cannot go on: an event says so, and the connection closes without the last chunk.
+Task<bool> Relay::end_cut_stream(Instance& instance, const Status& reason, bool mid_line) {
+  instance.failed(reason);
+  record_.cut = true;
+  record_.error = reason.message();
+  state_.counters.cut.fetch_add(1, std::memory_order_relaxed);
+  const std::string message = "the decode instance " + instance.name().to_string() +
+                              " failed within its answer, which is incomplete: " + reason.message() + ". Send the request again";
+  const std::string event = (mid_line ? "\n\ndata: " : "data: ") + openai_error(502, message) + "\n\n";
+  if (request_.version != 11) co_return co_await write(event);
+  co_return co_await write(chunk_head(event.size()), event, "\r\n");
+}
+
+Task<Relay::Turn> Relay::whole_answer(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent) {
+  const auto& timeouts = state_.settings.timeouts;
+  const bool ends_with_connection = exchange->answer.need_eof();
+  instance.first_byte.record(since(sent));
+  Status status =
+      co_await read_whole(*exchange, state_.settings.limits.buffered_answer_bytes, timeouts.between_bytes, deadline_, cancellation_);
+  if (status.code() == ErrorCode::kBufferOverflow) co_return co_await pass_through(instance, std::move(exchange));
+  if (status.ok() && ends_with_connection && is_json(exchange->answer) && !is_whole_json(exchange->answer.body)) {
+    status = Status(ErrorCode::kUnavailable, instance.name().to_string() + " closed the connection within its answer");
+  }
+  if (!status.ok()) co_return instance_failed(instance, status);
+  instance.succeeded();
+  instance.total.record(since(sent));
+  const Turn turn = co_await send_answer(*exchange);
+  pool_.release(std::move(exchange));
+  co_return turn;
+}
+
+// An answer too long to be held: passed on as it comes. Cut short, it misses its last chunk or the end of its length.
+Task<Relay::Turn> Relay::pass_through(Instance& instance, std::unique_ptr<Exchange> exchange) {
+  ResponseParser& answer = exchange->answer;
+  AnswerShape shape{Framing::kChunked, 0, keep_alive_, record_.id};
+  if (const auto length = answer.content_length(); length) {
+    shape.framing = Framing::kLength;
+    shape.body_bytes = static_cast<std::size_t>(*length);
+  } else if (request_.version != 11) {
+    shape.framing = Framing::kUntilClose;
+    keep_alive_ = false;
+  }
+  const bool chunked = shape.framing == Framing::kChunked;
+  record_.status = answer.status;
+  const std::string head = relayed_response_head(answer, shape);
+  const bool head_written = co_await write(head);
+  if (!head_written) co_return Turn::kClientGone;
+  for (;;) {
+    const std::string piece = std::exchange(answer.body, {});
+    if (!piece.empty()) {
+      std::string piece_head;
+      if (chunked) piece_head = chunk_head(piece.size());
+      const bool written = co_await write(piece_head, piece, chunked ? "\r\n" : "");
+      if (!written) co_return Turn::kClientGone;
+    }
+    if (answer.is_done()) break;
+    const Cancellation::Scope scope(cancellation_, *exchange->connection);
+    const Status status = co_await exchange->connection->read(answer, deadline_.sooner(state_.settings.timeouts.between_bytes));
+    if (status.ok()) continue;
+    if (cancellation_.cancelled()) co_return Turn::kClientGone;
+    instance.failed(status);
+    record_.cut = true;
+    record_.error = status.message();
+    state_.counters.cut.fetch_add(1, std::memory_order_relaxed);
+    co_return Turn::kAnswered;
+  }
+  if (chunked) {
+    const bool written = co_await write(kLastChunk);
+    if (!written) co_return Turn::kClientGone;
+  }
+  instance.succeeded();
+  pool_.release(std::move(exchange));
+  co_return Turn::kAnswered;
+}
+
+Task<Relay::Turn> Relay::send_answer(Exchange& exchange) {
+  record_.status = exchange.answer.status;
+  const std::string head = relayed_response_head(exchange.answer, {Framing::kLength, exchange.answer.body.size(), keep_alive_, record_.id});
+  const bool written = co_await write(head, exchange.answer.body);
+  co_return written ? Turn::kAnswered : Turn::kClientGone;
+}
+
+Task<bool> Relay::give_up(const Group& group, std::size_t tried) {
+  if (cancellation_.cancelled()) co_return finish(Turn::kClientGone);
+  if (tried == 0) {
+    state_.counters.failed.fetch_add(1, std::memory_order_relaxed);
+    std::string message = "there is no " + group.role() + " instance: start the gateway with --" + group.role() +
+                          " host:port, or add one with POST /instances/add";
+    co_return co_await send_error(503, std::move(message), "Retry-After: 5\r\n");
+  }
+  record_.error = failure_->reason.message();
+  if (failure_->answer != nullptr && failure_->answer->answer.is_done()) {
+    const Turn turn = co_await send_answer(*failure_->answer);
+    co_return finish(turn);
+  }
+  state_.counters.failed.fetch_add(1, std::memory_order_relaxed);
+  const unsigned code = failure_->reason.code() == ErrorCode::kRpcTimeout ? 504 : 502;
+  std::string message = "the " + group.role() + " instance " + failure_->instance + " failed: " + failure_->reason.message() + " (" +
+                        std::to_string(tried) + (tried == 1 ? " instance was tried)" : " instances were tried)");
+  co_return co_await send_error(code, std::move(message));
+}
+
+Task<bool> Relay::send_error(unsigned status, std::string message, std::string_view extra_fields) {
+  record_.status = status;
+  if (record_.error.empty()) record_.error = message;
+  const std::string body = openai_error(status, message);
+  const std::string head =
+      own_response_head(status, "application/json", {Framing::kLength, body.size(), keep_alive_, record_.id}, extra_fields);
+  const bool written = co_await write(head, body);
+  co_return written&& keep_alive_;
+}
+
+Task<bool> Relay::write(std::string_view head, std::string_view body, std::string_view tail) {
+  if (record_.first_byte == Time{}) record_.first_byte = RequestRecord::Clock::now();
+  co_return co_await client_.write(head, body, tail);
+}
+
+}  // namespace moonpool::gateway

@@ -1,0 +1,84 @@
+// One client request through the instances: prefill with one token, then the client's own body to decode, the answer streamed back.
+//
+// The failure contract (docs/gateway.md has the table):
+//  * prefill: an instance's own failure (no connection, 5xx, deadline) moves on to the next; when all fail, decode does the whole job,
+//  which
+//    costs time and nothing else. A 4xx is about the request and goes to the client.
+//  * decode, before the first byte to the client: the next instance is tried, a bounded number of times; then 502, 503 or 504.
+//  * decode, after the first byte: a stream ends with an error event and a connection closed without the last chunk. An answer that is not
+//  a
+//    stream is held until it is whole (bounded), so there is no such moment for it. A stream that ends without [DONE] was cut short,
+//    however politely.
+//  * the client goes away: the instance at work sees its connection closed at once.
+// Threads: the client's. Ownership: on the session's stack, one request long.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "gateway/cancellation.h"
+#include "gateway/client_connection.h"
+#include "gateway/gateway_state.h"
+#include "gateway/http_message.h"
+#include "gateway/request_record.h"
+#include "gateway/upstream.h"
+
+namespace moonpool::gateway {
+
+class Relay {
+ public:
+  Relay(GatewayState& state, UpstreamPool& pool, ClientConnection& client, const RequestParser& request, RequestRecord& record,
+        bool keep_alive);
+
+  // Prefill, then decode. True when the client's connection can take another request.
+  [[nodiscard]] Task<bool> completion();
+  // One hop, to `group`.
+  [[nodiscard]] Task<bool> forward(Group& group);
+
+ private:
+  using Time = RequestRecord::Time;
+
+  // How one instance's turn ended.
+  enum class Turn { kAnswered, kFailed, kClientGone };
+  // Why no instance has answered yet. `answer` is an instance's own 5xx, passed on when nothing better came.
+  struct Failure {
+    Status reason;
+    std::string instance;
+    std::unique_ptr<Exchange> answer;
+  };
+  // The instances tried for one hop, and the pause between them.
+  class Tries;
+
+  [[nodiscard]] Task<Turn> prefill(std::string body);
+  [[nodiscard]] Task<Turn> prefill_on(const std::shared_ptr<Instance>& instance, std::string_view body);
+  [[nodiscard]] Task<Turn> decode_on(const std::shared_ptr<Instance>& instance);
+  [[nodiscard]] Task<Turn> stream(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent);
+  [[nodiscard]] Task<Turn> whole_answer(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent);
+  [[nodiscard]] Task<Turn> pass_through(Instance& instance, std::unique_ptr<Exchange> exchange);
+  [[nodiscard]] Task<Turn> send_answer(Exchange& exchange);
+  [[nodiscard]] Task<bool> give_up(const Group& group, std::size_t tried);
+  [[nodiscard]] Task<bool> send_error(unsigned status, std::string message, std::string_view extra_fields = {});
+  [[nodiscard]] Task<bool> end_cut_stream(Instance& instance, const Status& reason, bool mid_line);
+  [[nodiscard]] Task<bool> write(std::string_view head, std::string_view body = {}, std::string_view tail = {});
+  [[nodiscard]] Task<Result<std::unique_ptr<Exchange>>> open(Instance& instance, std::string_view body, std::chrono::nanoseconds budget);
+
+  Turn instance_failed(Instance& instance, Status reason, std::unique_ptr<Exchange> answer = nullptr);
+  [[nodiscard]] RequestFacts facts() const { return {request_.path(), request_.body}; }
+  [[nodiscard]] bool finish(Turn turn);
+
+  GatewayState& state_;
+  UpstreamPool& pool_;
+  ClientConnection& client_;
+  const RequestParser& request_;
+  RequestRecord& record_;
+  const Deadline deadline_;
+  const std::string forwarded_fields_;
+  bool keep_alive_;
+  Cancellation cancellation_;
+  std::optional<Failure> failure_;  // the latest one's
+};
+
+}  // namespace moonpool::gateway

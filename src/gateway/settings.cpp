@@ -1,0 +1,108 @@
+#include "gateway/settings.h"
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <algorithm>
+#include <cstdlib>
+
+#include "gateway/policy.h"
+
+namespace moonpool::gateway {
+
+namespace {
+
+struct RawFlags {
+  std::vector<std::string> prefill;
+  std::vector<std::string> decode;
+};
+
+// A time-out in seconds on the command line, milliseconds inside.
+void add_seconds(CLI::App& app, const std::string& flag, std::chrono::milliseconds& target, const std::string& help) {
+  app.add_option_function<double>(
+         flag, [&target](const double& seconds) { target = std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000)); }, help)
+      ->default_str(std::to_string(target.count() / 1000) + " s")
+      ->check(CLI::Range(0.001, 1e7));
+}
+
+void add_timeouts(CLI::App& app, Timeouts& timeouts) {
+  add_seconds(app, "--connect-timeout", timeouts.connect, "Resolve and connect to an instance");
+  add_seconds(app, "--prefill-timeout", timeouts.prefill, "One prefill hop");
+  add_seconds(app, "--first-byte-timeout", timeouts.first_byte, "Decode, until the first byte of its answer");
+  add_seconds(app, "--between-bytes-timeout", timeouts.between_bytes, "Decode, silence within an answer");
+  add_seconds(app, "--request-timeout", timeouts.request, "A request with all its hops and retries");
+  add_seconds(app, "--client-header-timeout", timeouts.client_header, "A client sends its request's head");
+  add_seconds(app, "--client-body-timeout", timeouts.client_body, "A client sends its request's body");
+  add_seconds(app, "--client-idle-timeout", timeouts.client_idle, "A client's connection between two requests");
+  add_seconds(app, "--client-write-timeout", timeouts.client_write, "A client takes what it is sent");
+  add_seconds(app, "--upstream-idle-timeout", timeouts.upstream_idle, "An unused connection to an instance is kept this long");
+  add_seconds(app, "--check-timeout", timeouts.check, "A health probe, the check of an added instance");
+  add_seconds(app, "--drain-timeout", timeouts.drain, "Running requests, after SIGTERM");
+}
+
+Result<std::vector<InstanceName>> parse_names(const std::vector<std::string>& texts, const std::string& flag) {
+  std::vector<InstanceName> names;
+  for (const std::string& text : texts) {
+    auto name = InstanceName::parse(text);
+    if (!name.ok()) return Status(ErrorCode::kConfig, flag + ": " + name.status().message());
+    if (std::find(names.begin(), names.end(), *name) == names.end()) names.push_back(std::move(name).value());
+  }
+  return names;
+}
+
+void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
+  app.add_option("--model,-m", settings.model, "Name of the model that the instances serve")->required();
+  app.add_option("--prefill,-p", raw.prefill, "Prefill instances, host:port each")->delimiter(',');
+  app.add_option("--decode,-d", raw.decode, "Decode instances, host:port each")->delimiter(',');
+  app.add_option("--port", settings.port, "Port to listen on (0: any free one)")->capture_default_str();
+  app.add_option("--host", settings.host, "Address to listen on; 0.0.0.0 or :: for every interface")->capture_default_str();
+  app.add_option("--scheduling", settings.scheduling, "How an instance is chosen: round_robin")->capture_default_str();
+  app.add_option("--threads", settings.threads, "Threads (0: one per core)")->check(CLI::Range(0, 1024));
+  app.add_option("--attempts", settings.attempts, "Instances tried at most for one hop of a request")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  app.add_option("--unhealthy-after", settings.health.failures_to_unhealthy, "Consecutive failures that take an instance out")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--max-header-bytes", settings.limits.header_bytes, "A request's head at most")->capture_default_str();
+  app.add_option("--max-body-bytes", settings.limits.body_bytes, "A request's body at most")->capture_default_str();
+  app.add_option("--max-buffered-bytes", settings.limits.buffered_answer_bytes, "A non-streamed answer is held whole up to this size")
+      ->capture_default_str();
+  app.add_option("--max-connections", settings.limits.client_connections, "Client connections at most")->capture_default_str();
+  app.add_flag("--access-log", settings.access_log, "Log every request at level info (else debug; failed ones always)");
+  app.add_option("--log-level", settings.log_level, "trace, debug, info, warning, error, off")->capture_default_str();
+  add_timeouts(app, settings.timeouts);
+}
+
+}  // namespace
+
+Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) {
+  ParsedCommandLine parsed;
+  Settings settings;
+  RawFlags raw;
+  CLI::App app{
+      "HTTP gateway in front of prefill and decode groups of vLLM instances.\n"
+      "Set ADMIN_API_KEY in the environment to allow POST /instances/add.",
+      "moonpool gateway"};
+  declare_flags(app, settings, raw);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    parsed.help = app.help();
+    return parsed;
+  } catch (const CLI::ParseError& error) {
+    return Status(ErrorCode::kConfig, std::string(error.what()) + ". Run moonpool gateway --help for all flags");
+  }
+  auto prefill = parse_names(raw.prefill, "--prefill");
+  if (!prefill.ok()) return prefill.status();
+  auto decode = parse_names(raw.decode, "--decode");
+  if (!decode.ok()) return decode.status();
+  if (auto policy = make_policy(settings.scheduling); !policy.ok()) return policy.status();
+  settings.prefill = std::move(prefill).value();
+  settings.decode = std::move(decode).value();
+  if (const char* key = std::getenv("ADMIN_API_KEY"); key != nullptr) settings.admin_api_key = key;
+  parsed.settings = std::move(settings);
+  return parsed;
+}
+
+}  // namespace moonpool::gateway

@@ -1,0 +1,68 @@
+// All that a gateway is told at its start, parsed once and passed down; no other code reads flags or the environment.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "gateway/instance_name.h"
+
+namespace moonpool::gateway {
+
+struct Timeouts {
+  std::chrono::milliseconds connect{5'000};          // name resolution and connection to one instance
+  std::chrono::milliseconds prefill{600'000};        // one prefill hop, whole
+  std::chrono::milliseconds first_byte{600'000};     // decode: until the first byte of its answer's body
+  std::chrono::milliseconds between_bytes{300'000};  // decode: silence within an answer
+  std::chrono::milliseconds request{3'600'000};      // a request, all hops and retries
+  std::chrono::milliseconds client_header{30'000};   // a client sends its request's head
+  std::chrono::milliseconds client_body{300'000};    // and its body
+  std::chrono::milliseconds client_idle{75'000};     // keep-alive between two requests
+  std::chrono::milliseconds client_write{60'000};    // a client takes what it is sent
+  std::chrono::milliseconds upstream_idle{4'000};    // a pooled connection's age at most: uvicorn closes idle ones after 5 s
+  std::chrono::milliseconds check{5'000};            // a health probe, and the check before an instance is added
+  std::chrono::milliseconds drain{30'000};           // running requests at SIGTERM
+};
+
+struct Limits {
+  std::uint32_t header_bytes = 64 * 1024;
+  std::uint64_t body_bytes = std::uint64_t{64} << 20;
+  std::size_t buffered_answer_bytes = std::size_t{64} << 20;  // a non-streamed answer is held whole up to this, and can be retried
+  std::size_t client_connections = 20'000;
+  std::size_t idle_upstream_connections = 256;  // per instance and thread
+};
+
+struct Health {
+  unsigned failures_to_unhealthy = 3;  // consecutive ones of the instance's own
+  std::chrono::milliseconds first_probe{500};
+  std::chrono::milliseconds slowest_probe{10'000};
+};
+
+struct Settings {
+  std::string model;
+  std::vector<InstanceName> prefill;
+  std::vector<InstanceName> decode;
+  std::string host = "127.0.0.1";
+  std::uint16_t port = 8000;  // 0: any free port
+  std::string scheduling = "round_robin";
+  unsigned threads = 0;   // 0: one per core
+  unsigned attempts = 3;  // instances tried at most for one hop of one request
+  bool access_log = false;
+  std::string log_level = "info";
+  Timeouts timeouts;
+  Limits limits;
+  Health health;
+  std::string admin_api_key;  // from ADMIN_API_KEY; empty: /instances/add is off. Never logged.
+};
+
+// Flags and ADMIN_API_KEY. No value when the caller only asked for help, which `help` then holds.
+struct ParsedCommandLine {
+  std::optional<Settings> settings;
+  std::string help;
+};
+[[nodiscard]] Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv);
+
+}  // namespace moonpool::gateway

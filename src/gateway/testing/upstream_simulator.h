@@ -1,0 +1,110 @@
+// An instance for the tests: speaks enough of OpenAI's HTTP to be one, and fails at the point it is told to.
+//
+// Real sockets, one thread a connection, blocking calls: nothing here shares code with what it tests. Requests are kept as received. A
+// stream can be held token by token, so that a test decides what has been sent at which moment.
+// Threads: all public functions from any. Ownership: the test's; destruction ends every connection and thread.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace moonpool::gateway::testing {
+
+enum class Fault {
+  kNone,
+  kStatus,           // answers with Behaviour::status and an OpenAI error
+  kCloseBeforeHead,  // takes the request, closes
+  kCloseInHead,      // sends half of its head
+  kCloseInBody,      // half of a body of declared length; of a stream: the head and nothing else
+  kCloseInStream,    // some tokens, then the connection closes
+  kCloseInEvent,     // the same, in the middle of an event
+  kEndWithoutDone,   // the stream ends as it should in HTTP, but without [DONE]
+  kStallBeforeHead,  // takes the request, says nothing
+  kStallInStream,    // some tokens, then silence
+  kGarbage,          // answers what is not HTTP
+  kUntilCloseCut,    // a JSON answer delimited by the connection's end, which comes early
+};
+
+struct Behaviour {
+  Fault fault = Fault::kNone;
+  unsigned status = 500;
+  std::vector<std::string> tokens = {"Once", " upon", " a", " time"};
+  std::size_t tokens_before_fault = 2;
+  std::string extra_fields;  // lines of the answer's head
+};
+
+struct SeenRequest {
+  std::string method;
+  std::string target;
+  std::map<std::string, std::string> fields;  // names in lower case
+  std::string body;
+  int connection = 0;  // counts up with each accepted one
+};
+
+class UpstreamSimulator {
+ public:
+  explicit UpstreamSimulator(std::string model = "m", std::string host = "127.0.0.1");
+  ~UpstreamSimulator();
+  UpstreamSimulator(const UpstreamSimulator&) = delete;
+  UpstreamSimulator& operator=(const UpstreamSimulator&) = delete;
+
+  [[nodiscard]] std::uint16_t port() const { return port_; }
+  [[nodiscard]] std::string name() const;  // host:port, with brackets for IPv6
+
+  void set(Behaviour behaviour);            // of all completions from now on
+  void set_next(Behaviour behaviour);       // of the next completion alone
+  void set_health_status(unsigned status);  // of GET /health
+  void hold_tokens();                       // streams stop before each token until release_tokens()
+  void release_tokens(int count);
+  void close_idle_connections();  // as a server's keep-alive time-out does
+  void stop();                    // as kill -9: the port refuses, connections are gone
+  void start();                   // again on the same port
+
+  [[nodiscard]] std::vector<SeenRequest> completions() const;
+  [[nodiscard]] std::vector<SeenRequest> all() const;
+  [[nodiscard]] int abandoned() const { return abandoned_; }      // completions whose client closed before they were answered
+  [[nodiscard]] int connections() const { return connections_; }  // accepted so far
+
+ private:
+  void accept_loop(int listener);
+  void serve(int socket, int number);
+  [[nodiscard]] bool read_request(int socket, std::string& received, SeenRequest& request);
+  // False when the connection ends.
+  [[nodiscard]] bool answer(int socket, const SeenRequest& request);
+  [[nodiscard]] bool answer_completion(int socket, const SeenRequest& request);
+  [[nodiscard]] bool answer_stream(int socket, const Behaviour& behaviour);
+  void stall(int socket);
+  [[nodiscard]] bool wait_for_token(int socket);
+  [[nodiscard]] Behaviour behaviour();
+
+  const std::string model_;
+  const std::string host_;
+  std::uint16_t port_ = 0;
+  std::atomic<int> abandoned_{0};
+  std::atomic<int> connections_{0};
+  std::atomic<bool> stopping_{false};
+  int listener_ = -1;
+  std::thread acceptor_;
+  mutable std::mutex mutex_;  // guards all below
+  std::condition_variable changed_;
+  Behaviour behaviour_;
+  std::optional<Behaviour> next_;
+  unsigned health_status_ = 200;
+  bool holding_ = false;
+  int tokens_released_ = 0;
+  std::set<int> sockets_;
+  std::set<int> idle_;
+  std::vector<std::thread> threads_;
+  std::vector<SeenRequest> seen_;
+};
+
+}  // namespace moonpool::gateway::testing

@@ -1,0 +1,201 @@
+#include "gateway/upstream.h"
+
+#include <array>
+#include <boost/asio/write.hpp>
+#include <boost/beast/http/error.hpp>
+
+namespace moonpool::gateway {
+
+namespace {
+
+constexpr std::size_t kReadBytes = std::size_t{16} * 1024;
+
+// Each address gets its share of the time that is left, so that one that swallows packets does not use up all of it.
+Deadline share_of(Deadline whole, std::size_t addresses_left) {
+  return whole.sooner(whole.left() / static_cast<std::int64_t>(std::max<std::size_t>(1, addresses_left)));
+}
+
+}  // namespace
+
+UpstreamConnection::UpstreamConnection(const Executor& executor, const InstanceName& name)
+    : name_(name), socket_(executor), watchdog_(executor, [this] { close(Ended::kDeadline); }) {}
+
+void UpstreamConnection::close(Ended why) {
+  if (ended_ == Ended::kNo) ended_ = why;
+  boost::system::error_code ignored;
+  socket_.close(ignored);
+}
+
+void UpstreamConnection::abort() { close(Ended::kAborted); }
+
+Status UpstreamConnection::failure(std::string_view operation, const boost::system::error_code& error) const {
+  const std::string where = std::string(operation) + " " + name_.to_string();
+  if (ended_ == Ended::kAborted) return Status(ErrorCode::kCancelled, where + ": the client went away");
+  if (ended_ == Ended::kDeadline) return Status(ErrorCode::kRpcTimeout, where + " took longer than its deadline");
+  return Status(ErrorCode::kUnavailable, where + " failed: " + error.message());
+}
+
+Task<Status> UpstreamConnection::connect(std::vector<Endpoint> endpoints, Deadline deadline) {
+  boost::system::error_code last;
+  for (std::size_t i = 0; i < endpoints.size(); ++i) {
+    if (ended_ == Ended::kAborted) break;
+    ended_ = Ended::kNo;
+    boost::system::error_code ignored;
+    socket_.close(ignored);
+    watchdog_.arm(share_of(deadline, endpoints.size() - i));
+    const auto [error] = co_await socket_.async_connect(endpoints[i], kAwait);
+    watchdog_.disarm();
+    if (!error && ended_ == Ended::kNo) {
+      socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+      co_return Status();
+    }
+    last = error;
+  }
+  co_return failure("connecting to", last);
+}
+
+Task<Status> UpstreamConnection::send(std::string_view head, std::string_view body, Deadline deadline) {
+  if (ended_ != Ended::kNo) co_return failure("sending to", asio::error::operation_aborted);
+  const std::array<asio::const_buffer, 2> buffers{asio::buffer(head), asio::buffer(body)};
+  got_bytes = false;
+  watchdog_.arm(deadline);
+  const auto [error, sent] = co_await asio::async_write(socket_, buffers, kAwait);
+  watchdog_.disarm();
+  if (error || ended_ != Ended::kNo) co_return failure("sending to", error);
+  co_return Status();
+}
+
+Task<Status> UpstreamConnection::read(ResponseParser& parser, Deadline deadline) {
+  if (ended_ != Ended::kNo) co_return failure("reading from", asio::error::operation_aborted);
+  watchdog_.arm(deadline);
+  const auto [error, received] = co_await socket_.async_read_some(buffer_.prepare(kReadBytes), kAwait);
+  watchdog_.disarm();
+  if (ended_ != Ended::kNo) co_return failure("reading from", error);
+  if (error == asio::error::eof) {
+    if (got_bytes && parser.is_header_done() && parser.need_eof()) {
+      boost::system::error_code parse_error;
+      parser.put_eof(parse_error);
+      close(Ended::kNo);
+      if (!parse_error) co_return Status();
+    }
+    co_return Status(ErrorCode::kUnavailable, name_.to_string() + (got_bytes ? " closed the connection within its answer"
+                                                                             : " closed the connection without an answer"));
+  }
+  if (error) co_return failure("reading from", error);
+  buffer_.commit(received);
+  got_bytes = true;
+  co_return feed(parser);
+}
+
+Status UpstreamConnection::feed(ResponseParser& parser) {
+  while (buffer_.size() != 0 && !parser.is_done()) {
+    boost::system::error_code error;
+    const std::size_t used = parser.put(buffer_.data(), error);
+    buffer_.consume(used);
+    if (error == http::error::need_more) return Status();
+    if (error) {
+      return Status(ErrorCode::kProtocol,
+                    name_.to_string() + " answered what is not HTTP: " + error.message() + ". Is it a vLLM instance's HTTP port?");
+    }
+    if (used == 0) return Status();
+  }
+  return Status();
+}
+
+UpstreamPool::UpstreamPool(const Executor& executor, Resolver& resolver, std::chrono::nanoseconds idle_at_most,
+                           std::size_t connections_at_most)
+    : executor_(executor), resolver_(resolver), idle_at_most_(idle_at_most), connections_at_most_(connections_at_most) {}
+
+std::unique_ptr<UpstreamConnection> UpstreamPool::take_idle(const InstanceName& name) {
+  const auto found = idle_.find(name.to_string());
+  if (found == idle_.end() || found->second.empty()) return nullptr;
+  auto connection = std::move(found->second.back());
+  found->second.pop_back();
+  // The back is the youngest: when it is too old, all are.
+  if (connection->idle_since + idle_at_most_ < Deadline::Clock::now()) {
+    found->second.clear();
+    return nullptr;
+  }
+  connection->reused = true;
+  return connection;
+}
+
+Task<Result<std::unique_ptr<UpstreamConnection>>> UpstreamPool::connect(const InstanceName& name, Deadline deadline,
+                                                                        Cancellation& cancellation) {
+  auto endpoints = co_await resolver_.resolve(name, deadline, cancellation);
+  if (!endpoints.ok()) co_return endpoints.status();
+  auto connection = std::make_unique<UpstreamConnection>(executor_, name);
+  const Cancellation::Scope scope(cancellation, *connection);
+  Status status = co_await connection->connect(std::move(endpoints).value(), deadline);
+  if (!status.ok()) co_return status;
+  co_return std::move(connection);
+}
+
+Task<Result<std::unique_ptr<Exchange>>> UpstreamPool::converse(std::unique_ptr<UpstreamConnection>& connection,
+                                                               const UpstreamRequest& request, Deadline deadline,
+                                                               Cancellation& cancellation) {
+  const Cancellation::Scope scope(cancellation, *connection);
+  const Status sent = co_await connection->send(request.head, request.body, deadline);
+  if (!sent.ok() && sent.code() != ErrorCode::kUnavailable) co_return sent;
+  // Even when sending failed, an answer may lie ready: an instance that refuses a large body answers and closes.
+  auto exchange = std::make_unique<Exchange>();
+  while (!exchange->answer.is_header_done() || exchange->answer.status < 200) {
+    if (exchange->answer.is_header_done()) exchange->answer = ResponseParser();  // 1xx: the answer proper follows
+    const Status status = co_await connection->read(exchange->answer, deadline);
+    if (!status.ok()) co_return sent.ok() ? status : sent;
+  }
+  exchange->connection = std::move(connection);
+  co_return std::move(exchange);
+}
+
+Task<Result<std::unique_ptr<Exchange>>> UpstreamPool::open(const InstanceName& name, const UpstreamRequest& request,
+                                                           ExchangeDeadlines deadlines, Cancellation& cancellation) {
+  if (auto pooled = take_idle(name); pooled != nullptr) {
+    auto exchange = co_await converse(pooled, request, deadlines.header, cancellation);
+    if (exchange.ok()) co_return std::move(exchange);
+    const bool stale = exchange.code() == ErrorCode::kUnavailable && !pooled->got_bytes;
+    if (!stale) co_return exchange.status();
+    idle_.erase(name.to_string());
+  }
+  auto connection = co_await connect(name, deadlines.header.sooner(deadlines.connect), cancellation);
+  if (!connection.ok()) co_return connection.status();
+  auto fresh = std::move(connection).value();
+  co_return co_await converse(fresh, request, deadlines.header, cancellation);
+}
+
+void UpstreamPool::release(std::unique_ptr<Exchange> exchange) {
+  if (!exchange->answer.is_done() || !exchange->answer.keep_alive() || !exchange->connection->reusable()) return;
+  auto& connections = idle_[exchange->connection->name().to_string()];
+  if (connections.size() >= connections_at_most_) return;
+  exchange->connection->idle_since = Deadline::Clock::now();
+  connections.push_back(std::move(exchange->connection));
+}
+
+void UpstreamPool::sweep() {
+  const auto oldest = Deadline::Clock::now() - idle_at_most_;
+  for (auto& [name, connections] : idle_) {
+    std::erase_if(connections, [&](const auto& connection) { return connection->idle_since < oldest; });
+  }
+  std::erase_if(idle_, [](const auto& entry) { return entry.second.empty(); });
+}
+
+std::size_t UpstreamPool::idle_connections() const {
+  std::size_t count = 0;
+  for (const auto& [name, connections] : idle_) count += connections.size();
+  return count;
+}
+
+Task<Status> read_whole(Exchange& exchange, std::size_t bytes_at_most, std::chrono::nanoseconds between_bytes, Deadline deadline,
+                        Cancellation& cancellation) {
+  const Cancellation::Scope scope(cancellation, *exchange.connection);
+  while (!exchange.answer.is_done()) {
+    if (exchange.answer.body.size() > bytes_at_most) {
+      co_return Status(ErrorCode::kBufferOverflow, "the answer is longer than " + std::to_string(bytes_at_most) + " bytes");
+    }
+    const Status status = co_await exchange.connection->read(exchange.answer, deadline.sooner(between_bytes));
+    if (!status.ok()) co_return status;
+  }
+  co_return Status();
+}
+
+}  // namespace moonpool::gateway

@@ -1,0 +1,130 @@
+#include "master/allocator.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+
+namespace moonpool::master {
+namespace {
+
+TEST(ExtentAllocatorTest, AHoleOfExactlyTheRightSizeIsUsed) {
+  ExtentAllocator allocator(4 * 5000 * 256);
+  allocator.seal();
+  std::vector<std::uint64_t> taken;
+  for (int i = 0; i < 4; ++i) {
+    const auto offset = allocator.allocate(5000 * 256);
+    ASSERT_TRUE(offset.has_value()) << i;
+    taken.push_back(*offset);
+  }
+  EXPECT_FALSE(allocator.allocate(1).has_value());
+  EXPECT_TRUE(allocator.free(taken[2]));
+  EXPECT_EQ(allocator.allocate(5000 * 256 - 255), taken[2]);
+  EXPECT_TRUE(allocator.consistent());
+}
+
+TEST(ExtentAllocatorTest, FourKibibyteObjectsWasteNothing) {
+  ExtentAllocator allocator(1 << 20);
+  allocator.seal();
+  int count = 0;
+  while (allocator.allocate(4096).has_value()) ++count;
+  EXPECT_EQ(count, 256);
+  EXPECT_EQ(allocator.free_bytes(), 0U);
+}
+
+TEST(ExtentAllocatorTest, RefusesWhatIsNotThereAndWhatIsTaken) {
+  ExtentAllocator allocator(1000);  // three granules
+  EXPECT_EQ(allocator.capacity(), 768U);
+  EXPECT_TRUE(allocator.allocate_at(256, 10));
+  EXPECT_FALSE(allocator.allocate_at(256, 10));
+  EXPECT_FALSE(allocator.allocate_at(0, 300)) << "overlaps";
+  EXPECT_FALSE(allocator.allocate_at(512, 257)) << "outside";
+  EXPECT_FALSE(allocator.allocate_at(100, 10)) << "not at a granule";
+  EXPECT_FALSE(allocator.allocate_at(~0ULL - 255, 512)) << "wraps";
+  EXPECT_TRUE(allocator.allocate_at(512, 256));
+  EXPECT_FALSE(allocator.free(0));
+  EXPECT_FALSE(allocator.free(257));
+  EXPECT_FALSE(allocator.free(~0ULL));
+  EXPECT_TRUE(allocator.free(256));
+  EXPECT_FALSE(allocator.free(256));
+  EXPECT_TRUE(allocator.consistent());
+}
+
+TEST(ExtentAllocatorTest, AnEmptySegmentAndAHugeOneHold) {
+  ExtentAllocator empty(100);
+  EXPECT_FALSE(empty.allocate(1).has_value());
+  EXPECT_TRUE(empty.consistent());
+  ExtentAllocator huge(1ULL << 44);
+  huge.seal();
+  const auto offset = huge.allocate(1ULL << 43);
+  ASSERT_TRUE(offset.has_value());
+  EXPECT_TRUE(huge.allocate((1ULL << 43) - (1ULL << 20)).has_value());
+  EXPECT_FALSE(huge.allocate(1ULL << 43).has_value());
+  EXPECT_FALSE(huge.allocate(~0ULL).has_value());
+  EXPECT_TRUE(huge.free(*offset));
+  EXPECT_TRUE(huge.consistent());
+}
+
+// Against a naive model: no two extents overlap, counters agree, a request fails only when no hole of the model fits it with the
+// allocator's bounded search, and when all is freed one block of the whole size is left.
+TEST(ExtentAllocatorTest, AgreesWithANaiveModelUnderRandomWork) {
+  for (unsigned seed = 1; seed <= 20; ++seed) {
+    std::mt19937_64 random(seed);
+    constexpr std::uint64_t kCapacity = 1 << 20;
+    ExtentAllocator allocator(kCapacity);
+    const bool rebuild_first = seed % 2 == 0;
+    std::map<std::uint64_t, std::uint64_t> model;  // offset -> rounded length
+    const auto overlaps = [&](std::uint64_t offset, std::uint64_t length) {
+      auto next = model.lower_bound(offset);
+      if (next != model.end() && next->first < offset + length) return true;
+      return next != model.begin() && std::prev(next)->first + std::prev(next)->second > offset;
+    };
+    if (rebuild_first) {
+      for (int i = 0; i < 300; ++i) {
+        const auto offset = random() % (kCapacity / 256) * 256;
+        const auto length = 1 + random() % 8000;
+        const bool fits = offset + length <= kCapacity && !overlaps(offset, allocator.rounded(length));
+        ASSERT_EQ(allocator.allocate_at(offset, length), fits);
+        if (fits) model[offset] = allocator.rounded(length);
+      }
+      ASSERT_TRUE(allocator.consistent());
+    }
+    allocator.seal();
+    for (int step = 0; step < 4000; ++step) {
+      if (random() % 5 < 3) {
+        const auto length = random() % 10 == 0 ? 1 + random() % 200000 : 1 + random() % 9000;
+        const auto offset = allocator.allocate(length);
+        if (offset.has_value()) {
+          ASSERT_FALSE(overlaps(*offset, allocator.rounded(length)));
+          ASSERT_LE(*offset + length, kCapacity);
+          model[*offset] = allocator.rounded(length);
+        } else {
+          std::uint64_t largest = 0;
+          std::uint64_t end = 0;
+          for (const auto& [start, size] : model) {
+            largest = std::max(largest, start - end);
+            end = start + size;
+          }
+          largest = std::max(largest, kCapacity - end);
+          ASSERT_LT(largest, allocator.rounded(length)) << "seed " << seed << " step " << step;
+        }
+      } else if (!model.empty()) {
+        auto victim = std::next(model.begin(), static_cast<std::ptrdiff_t>(random() % model.size()));
+        ASSERT_TRUE(allocator.free(victim->first));
+        model.erase(victim);
+      }
+      if (step % 97 == 0) {
+        ASSERT_TRUE(allocator.consistent());
+      }
+    }
+    std::uint64_t used = 0;
+    for (const auto& [start, size] : model) used += size;
+    ASSERT_EQ(allocator.used(), used);
+    for (const auto& [start, size] : model) ASSERT_TRUE(allocator.free(start));
+    ASSERT_TRUE(allocator.consistent());
+    ASSERT_EQ(allocator.allocate(kCapacity), 0U) << "everything coalesced";
+  }
+}
+
+}  // namespace
+}  // namespace moonpool::master

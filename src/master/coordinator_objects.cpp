@@ -1,0 +1,406 @@
+// The object requests: put, commit, look-ups and removes.
+#include <algorithm>
+#include <utility>
+
+#include "base/logging.h"
+#include "base/sync_point.h"
+#include "master/coordinator.h"
+#include "master/object_key.h"
+
+namespace moonpool::master {
+
+namespace {
+
+// Writes each segment of a reply once, and gives its index.
+class SegmentColumn {
+ public:
+  explicit SegmentColumn(google::protobuf::RepeatedPtrField<wire::SegmentInfo>& out) : out_(out) {}
+  std::uint32_t index_of(const Segment& segment) {
+    if (!known_.empty() && known_[last_] == &segment) return last_;
+    const auto found = std::find(known_.begin(), known_.end(), &segment);
+    last_ = static_cast<std::uint32_t>(found - known_.begin());
+    if (found == known_.end()) add(segment);
+    return last_;
+  }
+
+ private:
+  void add(const Segment& segment) {
+    known_.push_back(&segment);
+    const auto& description = segment.description();
+    auto* info = out_.Add();
+    info->set_incarnation(description.incarnation.to_bytes());
+    info->set_name(description.name);
+    info->set_host(description.host);
+    info->set_port(description.port);
+    info->set_size(description.size);
+    info->set_base(description.base);
+    info->set_protocol(description.protocol);
+    info->set_node_id(description.node.to_bytes());
+  }
+  google::protobuf::RepeatedPtrField<wire::SegmentInfo>& out_;
+  std::vector<const Segment*> known_;
+  std::uint32_t last_ = 0;
+};
+
+Status bad_tenant() {
+  return {ErrorCode::kInvalidParams, "the tenant has more than " + std::to_string(kMaxTenantLength) + " bytes or holds a NUL"};
+}
+
+Status bad_columns(const char* operation) {
+  return {ErrorCode::kInvalidParams, std::string(operation) + ": the columns of the request have different lengths"};
+}
+
+template <typename Keys>
+std::vector<std::string> qualified(const std::string& tenant, const Keys& keys) {
+  std::vector<std::string> all;
+  all.reserve(static_cast<std::size_t>(keys.size()));
+  for (const auto& key : keys) all.push_back(qualify(tenant, key));
+  return all;
+}
+
+}  // namespace
+
+std::uint64_t PutBatch::bytes_without_room() const {
+  std::uint64_t bytes = 0;
+  for (const auto& item : items) {
+    if (item.status == ErrorCode::kNoAvailableHandle) bytes += std::min(item.size, ~std::uint64_t{0} - bytes);
+  }
+  return bytes;
+}
+
+// --- put -------------------------------------------------------------------------------------------------------------------------
+
+Result<PutBatch> Coordinator::begin_put(const wire::PutStartRequest& request, TimeMs now) {
+  const SharedReign reign(reign_mutex_);
+  const auto node = find_node(request.node_id(), now);
+  if (!node) return unregistered(request.node_id());
+  if (recovering(now)) return recovering_error();
+  if (!valid_tenant(request.tenant())) return bad_tenant();
+  const auto count = request.key_size();
+  if (request.size_size() != count || (request.group_size() != 0 && request.group_size() != count)) return bad_columns("put");
+  node->producer = true;
+  PutBatch batch;
+  batch.term = term();
+  batch.wish = {request.replica_num(),
+                {request.preferred_segment().begin(), request.preferred_segment().end()},
+                request.prefer_same_node(),
+                node->id};
+  const auto soft_ttl = request.soft_pin_ttl_ms() == 0 ? static_cast<TimeMs>(config_.soft_pin_ttl.count())
+                                                       : std::min<TimeMs>(request.soft_pin_ttl_ms(), config_.max_soft_pin_ttl.count());
+  batch.options = {node->id,
+                   request.tenant().empty() ? std::string(kDefaultTenant) : request.tenant(),
+                   request.upsert(),
+                   request.hard_pin(),
+                   request.soft_pin() ? now + soft_ttl : 0,
+                   now};
+  batch.keys = qualified(request.tenant(), request.key());
+  batch.rejected.reserve(static_cast<std::size_t>(count));
+  batch.items.reserve(static_cast<std::size_t>(count));
+  for (int i = 0; i < count; ++i) {
+    auto verdict = ErrorCode::kOk;
+    if (request.key(i).empty() || request.size(i) == 0 || request.replica_num() == 0) verdict = ErrorCode::kInvalidParams;
+    if (request.key(i).size() > kMaxKeyLength) verdict = ErrorCode::kInvalidKey;
+    batch.rejected.push_back(verdict);
+    if (verdict != ErrorCode::kOk) continue;
+    batch.items.push_back({HashedKey(batch.keys[static_cast<std::size_t>(i)]), request.size(i),
+                           request.group_size() > 0 ? request.group(i) : std::string(), ErrorCode::kNoAvailableHandle});
+  }
+  return batch;
+}
+
+Status Coordinator::try_put(PutBatch& batch, TimeMs now) {
+  const SharedReign reign(reign_mutex_);
+  // Its writer may have been expired while the batch waited: a put of a dead writer would sit there until its time-out.
+  if (batch.term != term() || !membership_.find(batch.options.writer)) return unregistered(batch.options.writer.to_bytes());
+  batch.options.now = now;
+  if (auto segments = membership_.segments(); segments != batch.segments) {
+    if (batch.segments) batch.kept.push_back(std::move(batch.segments));
+    batch.segments = std::move(segments);
+  }
+  Placer placer(batch.segments, batch.wish, seed_.fetch_add(0x9E3779B97F4A7C15ULL));
+  table_.start_puts(batch.items, batch.options, placer);
+  return {};
+}
+
+RoomVerdict Coordinator::make_room(const PutBatch& batch, TimeMs now, bool stalled) {
+  const SharedReign reign(reign_mutex_);
+  std::uint64_t needed = 0;
+  std::uint64_t on_its_way = 0;
+  std::uint64_t largest = 0;
+  for (const auto& segment : *batch.segments) {
+    if (!segment->ready() || !segment->alive()) continue;
+    largest = std::max(largest, segment->capacity());
+    on_its_way += segment->quarantine();
+  }
+  for (const auto& item : batch.items) {
+    if (item.status == ErrorCode::kNoAvailableHandle && item.size <= largest) needed += item.size;
+  }
+  if (needed == 0) {
+    if (full_log_.allow(now)) {
+      log::warning("put refused: {}", largest == 0
+                                          ? std::string("no segment is mounted: start a node that lends memory")
+                                          : "the object is larger than the largest segment of " + std::to_string(largest) + " bytes");
+    }
+    return RoomVerdict::kHopeless;
+  }
+  if (on_its_way >= needed && !stalled) return RoomVerdict::kWait;
+  const auto evicted = table_.evict(stalled ? needed : needed - on_its_way, now, config_.allow_evict_soft_pinned);
+  counters_.evicted_objects += evicted.objects;
+  counters_.evicted_bytes += evicted.bytes;
+  if (evicted.objects > 0 || on_its_way > 0) return RoomVerdict::kWait;
+  if (full_log_.allow(now)) {
+    const auto totals = table_.totals();
+    log::warning(
+        "put refused: {} bytes wanted, and of {} objects ({} bytes; {} puts in flight) none can be evicted: all are leased or pinned",
+        needed, totals.objects, totals.bytes, totals.pending);
+  }
+  return RoomVerdict::kHopeless;
+}
+
+wire::PutStartReply Coordinator::put_reply(const PutBatch& batch) {
+  wire::PutStartReply reply;
+  reply.set_term(batch.term.value);
+  SegmentColumn segments(*reply.mutable_segment());
+  std::size_t next = 0;
+  for (const auto verdict : batch.rejected) {
+    if (verdict != ErrorCode::kOk) {
+      reply.add_status(static_cast<std::int32_t>(verdict));
+      reply.add_version_count(0);
+      reply.add_replica_count(0);
+      continue;
+    }
+    const PutItem& item = batch.items[next++];
+    reply.add_status(static_cast<std::int32_t>(item.status));
+    reply.add_version_count(item.version.count);
+    const bool granted = item.status == ErrorCode::kOk;
+    counters_.put_started += granted ? 1 : 0;
+    counters_.put_exists += item.status == ErrorCode::kObjectAlreadyExists ? 1 : 0;
+    counters_.put_busy += item.status == ErrorCode::kReplicaNotReady ? 1 : 0;
+    counters_.put_no_space += item.status == ErrorCode::kNoAvailableHandle ? 1 : 0;
+    reply.add_replica_count(granted ? static_cast<std::uint32_t>(item.replicas.size()) : 0);
+    if (!granted) continue;
+    for (const auto& replica : item.replicas) {
+      reply.add_replica_segment(segments.index_of(*replica.segment));
+      reply.add_replica_offset(replica.offset);
+    }
+  }
+  return reply;
+}
+
+Result<wire::StatusReply> Coordinator::commit(const wire::PutCommitRequest& request, TimeMs now) {
+  const SharedReign reign(reign_mutex_);
+  static_cast<void>(find_node(request.node_id(), now));
+  if (!valid_tenant(request.tenant())) return bad_tenant();
+  const auto count = request.key_size();
+  if (request.version_count_size() != count || request.checksum_size() != count || request.written_size() != count) {
+    return bad_columns("commit");
+  }
+  const auto keys = qualified(request.tenant(), request.key());
+  std::vector<CommitItem> items;
+  items.reserve(keys.size());
+  for (int i = 0; i < count; ++i) {
+    items.push_back({HashedKey(keys[static_cast<std::size_t>(i)]), Version{Term{request.term()}, request.version_count(i)},
+                     request.checksum(i), request.written(i)});
+  }
+  table_.commit(items, NodeId::from_bytes(request.node_id()).value_or(NodeId()));
+  wire::StatusReply reply;
+  bool unknown = false;
+  for (const auto& item : items) {
+    reply.add_status(static_cast<std::int32_t>(item.status));
+    if (item.status == ErrorCode::kStaleTerm) unknown = true;
+    if (item.status == ErrorCode::kOk && item.written != 0) ++counters_.put_committed;
+    if (item.version.term == term()) settle({item.key.hash});
+  }
+  // Its owner may be about to report it.
+  if (unknown && recovering(now)) return recovering_error();
+  return reply;
+}
+
+Result<wire::StatusReply> Coordinator::revoke(const wire::PutRevokeRequest& request, TimeMs now) {
+  const SharedReign reign(reign_mutex_);
+  static_cast<void>(find_node(request.node_id(), now));
+  if (!valid_tenant(request.tenant())) return bad_tenant();
+  if (request.version_count_size() != request.key_size()) return bad_columns("revoke");
+  if (Term{request.term()} < term() && recovering(now)) return recovering_error();
+  const auto keys = qualified(request.tenant(), request.key());
+  std::vector<CommitItem> items;
+  items.reserve(keys.size());
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    items.push_back({HashedKey(keys[i]), Version{Term{request.term()}, request.version_count(static_cast<int>(i))}});
+  }
+  table_.revoke(items, NodeId::from_bytes(request.node_id()).value_or(NodeId()));
+  wire::StatusReply reply;
+  for (const auto& item : items) {
+    reply.add_status(static_cast<std::int32_t>(item.status));
+    if (item.status == ErrorCode::kOk) ++counters_.put_revoked;
+    settle({item.key.hash});
+  }
+  return reply;
+}
+
+// --- look-ups --------------------------------------------------------------------------------------------------------------------
+
+Result<wire::GetReplicasReply> Coordinator::get_replicas(const wire::GetReplicasRequest& request, TimeMs now) {
+  const SharedReign reign(reign_mutex_);
+  static_cast<void>(find_node(request.node_id(), now));
+  if (!valid_tenant(request.tenant())) return bad_tenant();
+  const auto keys = qualified(request.tenant(), request.key());
+  std::vector<LookupItem> items;
+  items.reserve(keys.size());
+  for (const auto& key : keys) items.push_back({HashedKey(key)});
+  SegmentKeeper keeper;
+  table_.look_up(items, now + static_cast<TimeMs>(config_.lease_ttl.count()), &keeper);
+  wire::GetReplicasReply reply;
+  reply.set_lease_ms(static_cast<std::uint32_t>(config_.lease_ttl.count()));
+  SegmentColumn column(*reply.mutable_segment());
+  bool unknown = false;
+  for (const auto& item : items) {
+    ++counters_.gets;
+    std::uint32_t shown = 0;
+    for (const auto& replica : item.replicas) {
+      reply.add_replica_segment(column.index_of(*replica.segment));
+      reply.add_replica_offset(replica.offset);
+      ++shown;
+    }
+    const bool found = item.status == ErrorCode::kOk;
+    counters_.get_hits += found ? 1 : 0;
+    unknown = unknown || !found;
+    reply.add_status(static_cast<std::int32_t>(item.status));
+    reply.add_size(item.size);
+    reply.add_checksum(item.checksum);
+    reply.add_version_term(item.version.term.value);
+    reply.add_version_count(item.version.count);
+    reply.add_replica_count(shown);
+  }
+  if (unknown && recovering(now)) return recovering_error();
+  return reply;
+}
+
+Result<Coordinator::Existence> Coordinator::exist(const wire::ExistRequest& request, TimeMs now) {
+  const SharedReign reign(reign_mutex_);
+  static_cast<void>(find_node(request.node_id(), now));
+  if (!valid_tenant(request.tenant())) return bad_tenant();
+  const auto asker = NodeId::from_bytes(request.node_id()).value_or(NodeId());
+  Existence existence;
+  existence.keys = qualified(request.tenant(), request.key());
+  std::vector<LookupItem> items;
+  items.reserve(existence.keys.size());
+  for (const auto& key : existence.keys) items.push_back({HashedKey(key)});
+  table_.look_up(items, now + static_cast<TimeMs>(config_.lease_ttl.count()), nullptr);
+  existence.status.reserve(items.size());
+  std::uint64_t hits = 0;
+  for (std::uint32_t i = 0; i < items.size(); ++i) {
+    const auto& item = items[i];
+    existence.status.push_back(item.status);
+    if (item.status == ErrorCode::kOk) {
+      ++hits;
+      continue;
+    }
+    const auto may_put = [this](NodeId id) { return membership_.may_put(id); };
+    if (request.wait_ms() > 0 &&
+        (item.status == ErrorCode::kReplicaNotReady || handover_.expected_by_other(item.key.hash, asker, now, may_put))) {
+      existence.on_their_way.push_back(i);
+    }
+    handover_.missed(item.key.hash, asker, now);
+  }
+  counters_.lookups += items.size();
+  counters_.lookup_hits += hits;
+  if (hits < items.size() && recovering(now)) return recovering_error();
+  return existence;
+}
+
+bool Coordinator::still_on_its_way(const std::string& key, NodeId asker, TimeMs now) {
+  const SharedReign reign(reign_mutex_);
+  const HashedKey hashed(key);
+  const auto status = table_.peek(hashed);
+  if (status != ErrorCode::kObjectNotFound) return status == ErrorCode::kReplicaNotReady;
+  return handover_.expected_by_other(hashed.hash, asker, now, [this](NodeId id) { return membership_.may_put(id); });
+}
+
+void Coordinator::finish_wait(Existence& existence, NodeId asker, bool timed_out, TimeMs now) {
+  const SharedReign reign(reign_mutex_);
+  std::vector<LookupItem> items;
+  items.reserve(existence.on_their_way.size());
+  for (const auto i : existence.on_their_way) items.push_back({HashedKey(existence.keys[i])});
+  table_.look_up(items, now + static_cast<TimeMs>(config_.lease_ttl.count()), nullptr);
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    existence.status[existence.on_their_way[i]] = items[i].status;
+    if (items[i].status == ErrorCode::kOk || !timed_out) continue;
+    for (const NodeId node : handover_.settle(items[i].key.hash)) {
+      if (node != asker) membership_.waited_in_vain(node);
+    }
+    handover_.missed(items[i].key.hash, asker, now);
+  }
+}
+
+std::optional<Coordinator::Description> Coordinator::describe(const std::string& tenant, const std::string& key) {
+  const SharedReign reign(reign_mutex_);
+  if (!valid_tenant(tenant)) return std::nullopt;
+  const auto qualified_key = qualify(tenant, key);
+  std::array<LookupItem, 1> items{LookupItem{HashedKey(qualified_key)}};
+  SegmentKeeper keeper;
+  table_.look_up(items, 0, &keeper);
+  if (items[0].status != ErrorCode::kOk) return std::nullopt;
+  Description description{items[0].size, items[0].checksum, items[0].version, {}};
+  for (const auto& replica : items[0].replicas) {
+    const auto& segment = replica.segment->description();
+    description.replicas.push_back({segment.name, segment.host, segment.port, replica.offset});
+  }
+  return description;
+}
+
+// --- removes ---------------------------------------------------------------------------------------------------------------------
+
+Result<std::vector<RemoveItem>> Coordinator::remove(const wire::RemoveRequest& request, std::vector<std::string>& keys, TimeMs now) {
+  const SharedReign reign(reign_mutex_);
+  if (!valid_tenant(request.tenant())) return bad_tenant();
+  if (recovering(now)) return recovering_error();
+  keys = qualified(request.tenant(), request.key());
+  std::vector<RemoveItem> items;
+  items.reserve(keys.size());
+  for (const auto& key : keys) items.push_back({HashedKey(key)});
+  table_.remove(items, request.force(), now);
+  for (const auto& item : items) counters_.removed += item.status == ErrorCode::kOk ? 1 : 0;
+  return items;
+}
+
+Result<Coordinator::Purge> Coordinator::begin_remove_matching(const wire::RemoveMatchingRequest& request, TimeMs now) {
+  Purge purge;
+  if (!request.all()) {
+    auto pattern = KeyPattern::compile(request.regex());
+    if (!pattern.ok()) return pattern.status();
+    purge.pattern = *pattern;
+  }
+  const SharedReign reign(reign_mutex_);
+  if (!valid_tenant(request.tenant())) return bad_tenant();
+  if (recovering(now)) return recovering_error();
+  purge.tenant = request.tenant().empty() ? std::string(kDefaultTenant) : request.tenant();
+  purge.force = request.force();
+  table_.mark_purged(purge.tenant, purge.pattern);
+  return purge;
+}
+
+Status Coordinator::remove_matching(Purge& purge, std::size_t shard, TimeMs now) {
+  const SharedReign reign(reign_mutex_);
+  if (recovering(now)) return recovering_error();  // a new reign began meanwhile
+  const auto removed = table_.remove_matching(shard, purge.tenant, purge.pattern.get(), purge.force, now);
+  purge.removed += removed;
+  counters_.removed += removed;
+  return {};
+}
+
+Coordinator::Barrier Coordinator::barrier() const {
+  const SharedReign reign(reign_mutex_);
+  Barrier barrier{term(), {}};
+  for (const auto& node : membership_.nodes()) {
+    if (const auto last = node->outbox->last_sequence(); !node->outbox->all_over_up_to(last)) barrier.orders.emplace_back(node, last);
+  }
+  return barrier;
+}
+
+bool Coordinator::over(const Barrier& barrier) const {
+  return std::all_of(barrier.orders.begin(), barrier.orders.end(),
+                     [](const auto& order) { return order.first->gone || order.first->outbox->all_over_up_to(order.second); });
+}
+
+}  // namespace moonpool::master

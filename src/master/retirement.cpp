@@ -1,0 +1,108 @@
+#include "master/retirement.h"
+
+#include "master/segment.h"
+
+namespace moonpool::master {
+
+void Outbox::add(Segment& segment, Retirement order) {
+  bool first_unsent = false;
+  {
+    const std::scoped_lock lock(mutex_);
+    // A fence marks the segment first and sweeps this outbox next, so an order is either seen by that sweep or refused here.
+    if (!segment.alive()) {
+      if (order.ticket) order.ticket->fenced_ = true;
+      return;
+    }
+    order.sequence = ++last_sequence_;
+    order.segment = segment.shared_from_this();
+    if (order.ticket) ++order.ticket->outstanding_;
+    if (order.holds_space) segment.quarantine_.fetch_add(segment.rounded(order.length), std::memory_order_relaxed);
+    orders_.emplace_hint(orders_.end(), order.sequence, std::move(order));
+    first_unsent = unsent_++ == 0;
+  }
+  if (first_unsent && on_added_) on_added_();
+}
+
+std::vector<Retirement> Outbox::collect(TimeMs now, TimeMs resend_after, std::size_t limit) {
+  const std::scoped_lock lock(mutex_);
+  std::vector<Retirement> due;
+  for (auto it = orders_.begin(); it != orders_.end() && it->first <= sent_up_to_ && due.size() < limit; ++it) {
+    if (it->second.sent + resend_after > now) continue;
+    it->second.sent = now;
+    due.push_back(it->second);
+  }
+  for (auto it = orders_.upper_bound(sent_up_to_); it != orders_.end() && due.size() < limit; ++it) {
+    it->second.sent = now;
+    sent_up_to_ = it->first;
+    --unsent_;
+    due.push_back(it->second);
+  }
+  return due;
+}
+
+std::size_t Outbox::acknowledge(std::span<const std::uint64_t> sequences) {
+  std::vector<Retirement> over;
+  {
+    const std::scoped_lock lock(mutex_);
+    for (const auto sequence : sequences) {
+      const auto found = orders_.find(sequence);
+      // What was never sent cannot have been carried out: the number is of another reign, or made up.
+      if (found == orders_.end() || sequence > sent_up_to_) continue;
+      over.push_back(std::move(found->second));
+      orders_.erase(found);
+    }
+  }
+  for (auto& order : over) {
+    if (order.holds_space) order.segment->release(order.offset, order.length);
+    if (order.ticket) --order.ticket->outstanding_;
+  }
+  return over.size();
+}
+
+void Outbox::drop(const Segment& segment) {
+  std::vector<Retirement> over;
+  {
+    const std::scoped_lock lock(mutex_);
+    for (auto it = orders_.begin(); it != orders_.end();) {
+      if (it->second.segment.get() != &segment) {
+        ++it;
+        continue;
+      }
+      if (it->first > sent_up_to_) --unsent_;
+      over.push_back(std::move(it->second));
+      it = orders_.erase(it);
+    }
+  }
+  for (auto& order : over) {
+    if (!order.ticket) continue;
+    order.ticket->fenced_ = true;
+    --order.ticket->outstanding_;
+  }
+}
+
+void Outbox::lose_all() {
+  const std::scoped_lock lock(mutex_);
+  for (auto& [sequence, order] : orders_) {
+    if (order.ticket) order.ticket->lost_ = true;
+  }
+  orders_.clear();
+  unsent_ = 0;
+  sent_up_to_ = last_sequence_;
+}
+
+std::uint64_t Outbox::last_sequence() const {
+  const std::scoped_lock lock(mutex_);
+  return last_sequence_;
+}
+
+bool Outbox::all_over_up_to(std::uint64_t sequence) const {
+  const std::scoped_lock lock(mutex_);
+  return orders_.empty() || orders_.begin()->first > sequence;
+}
+
+std::size_t Outbox::outstanding() const {
+  const std::scoped_lock lock(mutex_);
+  return orders_.size();
+}
+
+}  // namespace moonpool::master

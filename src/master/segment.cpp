@@ -1,0 +1,78 @@
+#include "master/segment.h"
+
+#include <utility>
+
+#include "master/retirement.h"
+
+namespace moonpool::master {
+
+Segment::Segment(SegmentDescription description, std::shared_ptr<Outbox> outbox)
+    : description_(std::move(description)),
+      outbox_(std::move(outbox)),
+      capacity_(ExtentAllocator(description_.size).capacity()),
+      allocator_(description_.size) {}
+
+void Segment::set_ready() {
+  {
+    const std::scoped_lock lock(mutex_);
+    allocator_.seal();
+  }
+  ready_.store(true, std::memory_order_release);
+}
+
+void Segment::fence() {
+  {
+    const std::scoped_lock lock(mutex_);
+    alive_.store(false, std::memory_order_release);
+    allocator_ = ExtentAllocator(0);
+    used_ = 0;
+    quarantine_ = 0;
+  }
+  outbox_->drop(*this);
+}
+
+std::optional<std::uint64_t> Segment::allocate(std::uint64_t length) {
+  if (!ready()) return std::nullopt;
+  const std::scoped_lock lock(mutex_);
+  if (!alive()) return std::nullopt;
+  const auto offset = allocator_.allocate(length);
+  used_.store(allocator_.used(), std::memory_order_relaxed);
+  return offset;
+}
+
+bool Segment::allocate_at(std::uint64_t offset, std::uint64_t length) {
+  const std::scoped_lock lock(mutex_);
+  if (!alive() || !allocator_.allocate_at(offset, length)) return false;
+  used_.store(allocator_.used(), std::memory_order_relaxed);
+  return true;
+}
+
+void Segment::retire(std::uint64_t offset, std::uint64_t length, Version version, const std::shared_ptr<RetirementTicket>& ticket,
+                     bool holds_space) {
+  outbox_->add(*this, Retirement{0, nullptr, offset, length, version, ticket, holds_space, 0});
+}
+
+void Segment::release(std::uint64_t offset, std::uint64_t length) {
+  const std::scoped_lock lock(mutex_);
+  if (!alive()) return;
+  allocator_.free(offset);
+  used_.store(allocator_.used(), std::memory_order_relaxed);
+  quarantine_.fetch_sub(allocator_.rounded(length), std::memory_order_relaxed);
+}
+
+std::uint64_t Segment::rounded(std::uint64_t length) const {
+  const std::scoped_lock lock(mutex_);
+  return allocator_.rounded(length);
+}
+
+std::size_t Segment::allocations() const {
+  const std::scoped_lock lock(mutex_);
+  return allocator_.allocations();
+}
+
+bool Segment::consistent() const {
+  const std::scoped_lock lock(mutex_);
+  return allocator_.consistent();
+}
+
+}  // namespace moonpool::master

@@ -1,0 +1,80 @@
+// One mounting of one segment: its allocator, and the extents that are on their way out of it.
+//
+// An extent has one of three states: free, used (an object or a put in flight holds it), or retired: told to the owner, not yet
+// acknowledged, not reusable ("quarantine", counted in bytes). retire() hands it to the owner's outbox; the acknowledgement frees it.
+// A fenced segment gives out nothing and takes nothing back: the whole of it is gone, whoever still refers to it finds alive() false.
+// Threads: any. Lock order: a shard's mutex, then the outbox's, then the segment's. Ownership: shared; the object table refers to a
+// segment by plain pointer, which is good until fence() has been followed by a sweep of the table (Directory keeps it until then).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "base/ids.h"
+#include "master/allocator.h"
+#include "master/types.h"
+
+namespace moonpool::master {
+
+class Outbox;
+class RetirementTicket;
+
+struct SegmentDescription {
+  Incarnation incarnation;
+  std::string name;
+  std::string host;
+  std::uint32_t port = 0;
+  std::uint64_t size = 0;
+  std::uint64_t base = 0;
+  std::string protocol;
+  NodeId node;
+};
+
+class Segment : public std::enable_shared_from_this<Segment> {
+ public:
+  Segment(SegmentDescription description, std::shared_ptr<Outbox> outbox);
+
+  [[nodiscard]] const SegmentDescription& description() const { return description_; }
+  [[nodiscard]] bool alive() const { return alive_.load(std::memory_order_acquire); }
+  // Whether the whole catalogue has been reported; nothing is allocated before.
+  [[nodiscard]] bool ready() const { return ready_.load(std::memory_order_acquire); }
+  void set_ready();
+  void fence();
+
+  [[nodiscard]] std::optional<std::uint64_t> allocate(std::uint64_t length);
+  // While the catalogue is being reported.
+  [[nodiscard]] bool allocate_at(std::uint64_t offset, std::uint64_t length);
+  // Orders the owner to let go of it. `holds_space`: false for an extent whose space belongs to another one. The ticket, if any, is
+  // completed by the acknowledgement or by the fence.
+  void retire(std::uint64_t offset, std::uint64_t length, Version version, const std::shared_ptr<RetirementTicket>& ticket,
+              bool holds_space = true);
+  // The acknowledgement of a retired extent that holds space.
+  void release(std::uint64_t offset, std::uint64_t length);
+
+  [[nodiscard]] std::uint64_t capacity() const { return capacity_; }
+  [[nodiscard]] std::uint64_t used() const { return used_.load(std::memory_order_relaxed); }  // including quarantine
+  [[nodiscard]] std::uint64_t quarantine() const { return quarantine_.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t free_bytes() const { return capacity_ - used(); }
+  [[nodiscard]] std::uint64_t rounded(std::uint64_t length) const;
+  // For tests and checks.
+  [[nodiscard]] std::size_t allocations() const;
+  [[nodiscard]] bool consistent() const;
+
+ private:
+  friend class Outbox;
+  const SegmentDescription description_;
+  const std::shared_ptr<Outbox> outbox_;
+  const std::uint64_t capacity_;
+  std::atomic<bool> alive_{true};
+  std::atomic<bool> ready_{false};
+  std::atomic<std::uint64_t> used_{0};
+  std::atomic<std::uint64_t> quarantine_{0};
+  mutable std::mutex mutex_;  // guards allocator_
+  ExtentAllocator allocator_;
+};
+
+}  // namespace moonpool::master

@@ -1,0 +1,36 @@
+// The master on the wire: parses requests, asks the Coordinator, and waits where the answer has to wait.
+//
+// What waits: NodeSync for orders; PutStart for room that evicted extents leave, until their owners acknowledge; Remove for the
+// owners' acknowledgements; Exist with wait_ms for a hand-over. All on events, no thread is held, each within the caller's deadline (less a
+// margin, so that the answer still arrives in time).
+// Threads: those of the server. Lifetime: the coordinator and this outlive the server.
+#pragma once
+
+#include <functional>
+
+#include "master/coordinator.h"
+#include "net/server.h"
+
+namespace moonpool::master {
+
+class Service {
+ public:
+  // `nudge` wakes the background sweep: free space has become short.
+  Service(Coordinator& coordinator, std::function<void()> nudge) : coordinator_(coordinator), nudge_(std::move(nudge)) {}
+
+  void install(net::Server& server);
+  // One request, whatever its method. Public for the fuzzer, which has no network.
+  [[nodiscard]] net::Task<net::Reply> serve(net::Request& request);
+
+ private:
+  net::Task<net::Reply> node_sync(net::Request& request);
+  net::Task<net::Reply> put_start(net::Request& request);
+  net::Task<net::Reply> exist(net::Request& request);
+  net::Task<net::Reply> remove(net::Request& request);
+  net::Task<net::Reply> remove_matching(net::Request& request);
+
+  Coordinator& coordinator_;
+  const std::function<void()> nudge_;
+};
+
+}  // namespace moonpool::master

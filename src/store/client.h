@@ -1,0 +1,118 @@
+// The client of the pool: what an engine's worker process holds. Lends a segment, puts and gets objects.
+//
+// put = PutStart at the master, write to the owners (best path per peer), PutCommit. get = GetReplicas, read from a replica, verify, try
+// the next replica on failure, else a miss. A master that restarts, a grant that went stale, an owner that was fenced in mid-put: the call
+// starts over within its deadline, so callers see either the result or one error that names the peer, the operation and the time.
+//
+// A background thread (membership.h) keeps the node registered: heartbeats, retirements, re-registration after the master was away, the
+// segments mounted. Data paths run on the caller's thread.
+//
+// Results per key: 0 or a negative ErrorCode number as Python callers expect; sizes for gets. Every batch call returns one entry per key,
+// duplicates included. Threads: all methods from any thread; close() waits for calls in flight. Lifetime: registered buffers must outlive
+// their use.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/result.h"
+#include "transfer/transport.h"
+
+namespace moonpool::store {
+
+using transfer::ConstBytes;
+using transfer::MutableBytes;
+
+struct ClientOptions {
+  std::string local_hostname;           // "host", "host:port", "[v6]:port"; without a port the first free one in 12300-14300 is taken
+  std::string metadata_server;          // any form of the guide, "P2PHANDSHAKE", or empty (nothing is published then)
+  std::string master_address;           // "host:port", or several separated by commas
+  std::uint64_t segment_size = 0;       // lent to the pool; 0: lends nothing
+  std::uint64_t local_buffer_size = 0;  // staging for get() into fresh memory; 0: a pure server, whose puts fail
+  std::string protocol = "tcp";
+  std::string device_names;
+  std::string tenant = "default";
+  std::string cluster_token;
+  bool checksums = true;
+  std::chrono::milliseconds operation_timeout{10000};  // of one put/get/exist/remove call, whatever its batch size
+  std::chrono::milliseconds setup_timeout{10000};
+  std::chrono::milliseconds handover_wait{500};  // upper bound of exist()'s wait for blocks on their way; 0: never
+};
+
+struct ReplicaPolicy {
+  std::uint32_t replica_num = 1;
+  std::vector<std::string> preferred_segments;
+  bool prefer_same_node = false;
+  bool soft_pin = false;
+  std::chrono::milliseconds soft_pin_ttl{0};
+  bool hard_pin = false;
+  std::vector<std::string> groups;  // per key, or empty
+  std::uint32_t data_type = 0;
+};
+
+struct Replica {
+  std::string segment_name;  // "host:port" of the owner
+  std::uint64_t address = 0;
+  std::uint64_t size = 0;
+};
+
+// A range of an object into (or from) the caller's memory.
+struct RangeRead {
+  std::string_view key;
+  std::vector<MutableBytes> destination;
+  std::vector<std::uint64_t> source_offsets;  // one per destination
+};
+
+class Client {
+ public:
+  // Registers with the master, mounts the segment, publishes it in the metadata server. Every failure names what could not be reached.
+  [[nodiscard]] static Result<std::unique_ptr<Client>> create(ClientOptions options);
+  // Unmounts, deregisters, waits for calls in flight (bounded).
+  ~Client();
+  void close();
+
+  // The pieces of value i are sources[i]; an empty value or key is kInvalidParams. 0 also when the key was committed already.
+  std::vector<std::int32_t> put(std::span<const std::string_view> keys, std::span<const std::span<const ConstBytes>> sources,
+                                const ReplicaPolicy& policy = {});
+  // As put, but replaces a committed value; the old one stays readable until the new one is committed.
+  std::vector<std::int32_t> upsert(std::span<const std::string_view> keys, std::span<const std::span<const ConstBytes>> sources,
+                                   const ReplicaPolicy& policy = {});
+
+  // The object must fit: its size is compared with the sum of the destination's sizes. exact: must be equal, else kInvalidParams;
+  // otherwise the destination may be larger. Returns bytes read or a negative code, per key.
+  std::vector<std::int64_t> get_into(std::span<const std::string_view> keys, std::span<const std::span<const MutableBytes>> destinations,
+                                     bool exact);
+  // Bytes read in all ranges of the entry, or a negative code, per entry.
+  std::vector<std::int64_t> get_ranges(std::span<const RangeRead> reads);
+  // Whole values into fresh memory. A miss is kObjectNotFound.
+  std::vector<Result<std::vector<std::byte>>> get(std::span<const std::string_view> keys);
+
+  // 1, 0, or negative only when the master could not answer. Waits at most options.handover_wait for keys on their way.
+  std::vector<std::int32_t> exist(std::span<const std::string_view> keys);
+  [[nodiscard]] std::vector<Result<std::uint64_t>> sizes(std::span<const std::string_view> keys);
+  [[nodiscard]] std::vector<Result<std::vector<Replica>>> replicas(std::span<const std::string_view> keys);
+  std::vector<std::int32_t> remove(std::span<const std::string_view> keys, bool force);
+  [[nodiscard]] Result<std::uint64_t> remove_matching(std::string_view regex, bool force);
+  [[nodiscard]] Result<std::uint64_t> remove_all(bool force);
+
+  // Memory that gets and puts will use again and again. For tcp this only checks the range; kept for paths that pin memory.
+  Status register_buffer(const void* address, std::uint64_t size);
+  Status unregister_buffer(const void* address);
+
+  [[nodiscard]] std::string hostname() const;  // "host:port" as others see it
+  Status ping();                               // the master answers
+
+ private:
+  class Impl;
+  explicit Client(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moonpool::store

@@ -1,0 +1,87 @@
+#include "store/wire_parts.h"
+
+#include <fmt/format.h>
+
+#include <limits>
+#include <thread>
+#include <utility>
+
+namespace moonpool::store {
+
+Result<std::vector<Segment>> parse_segments(const google::protobuf::RepeatedPtrField<wire::SegmentInfo>& infos) {
+  std::vector<Segment> segments;
+  segments.reserve(static_cast<std::size_t>(infos.size()));
+  for (const auto& info : infos) {
+    const auto incarnation = Incarnation::from_bytes(info.incarnation());
+    const auto node = NodeId::from_bytes(info.node_id());
+    if (!incarnation || !node || info.port() == 0 || info.port() > std::numeric_limits<std::uint16_t>::max()) {
+      return {ErrorCode::kProtocol,
+              fmt::format("the master described segment \"{}\" without a valid id or port; do master and client have the same release?",
+                          info.name())};
+    }
+    Segment segment;
+    segment.peer.node = *node;
+    segment.peer.endpoint = {info.host(), static_cast<std::uint16_t>(info.port())};
+    segment.incarnation = *incarnation;
+    segment.name = info.name();
+    segment.base = info.base();
+    segments.push_back(std::move(segment));
+  }
+  return segments;
+}
+
+void run_together(const std::vector<std::function<void()>>& jobs) {
+  if (jobs.empty()) return;
+  std::vector<std::jthread> others;
+  others.reserve(jobs.size() - 1);
+  for (std::size_t i = 0; i + 1 < jobs.size(); ++i) {
+    try {
+      others.emplace_back(jobs[i]);
+    } catch (const std::system_error&) {
+      jobs[i]();  // no thread to be had: one after the other is slower, not wrong
+    }
+  }
+  jobs.back()();
+}
+
+std::string tenant_on_wire(std::string_view tenant) { return tenant == "default" ? std::string() : std::string(tenant); }
+
+std::string catalogue_key(std::string_view wire_tenant, std::string_view key) {
+  if (wire_tenant.empty() && key.find('\0') == std::string_view::npos) return std::string(key);
+  std::string qualified(wire_tenant.empty() ? std::string_view("default") : wire_tenant);
+  qualified.push_back('\0');
+  qualified.append(key);
+  return qualified;
+}
+
+ErrorCode check_key(std::string_view key) {
+  if (key.empty()) return ErrorCode::kInvalidParams;
+  return key.size() > kMaxKeyLength ? ErrorCode::kInvalidKey : ErrorCode::kOk;
+}
+
+std::int32_t public_code(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kStaleTerm:
+    case ErrorCode::kStaleIncarnation:
+    case ErrorCode::kUnavailable:
+    case ErrorCode::kProtocol:
+      code = ErrorCode::kTransferFail;
+      break;
+    case ErrorCode::kNotRegistered:
+    case ErrorCode::kRecovering:
+    case ErrorCode::kUnauthenticated:
+      code = ErrorCode::kRpcFail;
+      break;
+    case ErrorCode::kConfig:
+      code = ErrorCode::kInvalidParams;
+      break;
+    case ErrorCode::kCancelled:
+      code = ErrorCode::kIllegalClient;
+      break;
+    default:
+      break;
+  }
+  return static_cast<std::int32_t>(code);
+}
+
+}  // namespace moonpool::store

@@ -1,0 +1,70 @@
+#include "store/wire_parts.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "store/fenced_memory.h"
+
+namespace moonpool::store {
+namespace {
+
+using namespace std::string_literals;
+
+TEST(CatalogueKey, ATenantsKeyIsNeverReadAsAnothers) {
+  EXPECT_EQ(catalogue_key("", "plain"), "plain");
+  EXPECT_EQ(catalogue_key("blue", "plain"), "blue\0plain"s);
+  // A default tenant's key that looks like a qualified one of tenant "blue".
+  EXPECT_EQ(catalogue_key("", "blue\0plain"s), "default\0blue\0plain"s);
+}
+
+TEST(CatalogueKey, TheDefaultTenantIsEmptyOnTheWire) {
+  EXPECT_EQ(tenant_on_wire("default"), "");
+  EXPECT_EQ(tenant_on_wire("blue"), "blue");
+}
+
+TEST(PublicCode, NoCodeOfOursReachesACallerWrittenForMooncake) {
+  for (std::int32_t code = -2008; code <= -2000; ++code) EXPECT_GT(public_code(static_cast<ErrorCode>(code)), -2000) << code;
+  EXPECT_EQ(public_code(ErrorCode::kNoAvailableHandle), -200);
+}
+
+TEST(CheckKey, HoldsTheLimits) {
+  EXPECT_EQ(check_key(""), ErrorCode::kInvalidParams);
+  EXPECT_EQ(check_key(std::string(kMaxKeyLength, 'k')), ErrorCode::kOk);
+  EXPECT_EQ(check_key(std::string(kMaxKeyLength + 1, 'k')), ErrorCode::kInvalidKey);
+}
+
+TEST(ParseSegments, RefusesMalformedDescriptions) {
+  google::protobuf::RepeatedPtrField<wire::SegmentInfo> infos;
+  auto& info = *infos.Add();
+  info.set_incarnation(Incarnation::generate().to_bytes());
+  info.set_node_id(NodeId::generate().to_bytes());
+  info.set_host("127.0.0.1");
+  info.set_port(1234);
+  EXPECT_TRUE(parse_segments(infos).ok());
+  info.set_port(70000);
+  EXPECT_EQ(parse_segments(infos).code(), ErrorCode::kProtocol);
+  info.set_port(1234);
+  info.set_incarnation("short");
+  EXPECT_EQ(parse_segments(infos).code(), ErrorCode::kProtocol);
+}
+
+TEST(RunTogether, RunsEveryJob) {
+  std::atomic<int> runs{0};
+  run_together({});
+  run_together({[&] { ++runs; }});
+  run_together({[&] { ++runs; }, [&] { ++runs; }, [&] { ++runs; }});
+  EXPECT_EQ(runs, 4);
+}
+
+TEST(FencedMemory, ForgetsTheOldestBeyondItsLimit) {
+  FencedMemory memory(2);
+  const auto id = [](char c) { return std::string(16, c); };
+  memory.remember(std::vector{id('a'), id('b'), id('a'), "not an id"s});
+  EXPECT_EQ(memory.all(), (std::deque{id('a'), id('b')}));
+  memory.remember(std::vector{id('c')});
+  EXPECT_EQ(memory.all(), (std::deque{id('b'), id('c')}));
+}
+
+}  // namespace
+}  // namespace moonpool::store

@@ -1,0 +1,5 @@
+// See checksum_kernel.h.
+#if defined(__x86_64__)
+#define MOONPOOL_CHECKSUM_KERNEL kAvx2Kernel
+#include "transfer/checksum_kernel.h"
+#endif

@@ -1,0 +1,31 @@
+// The path to segments of this very process: memory to memory, under the same rules as every other path (owner.h).
+//
+// A write copies chunk by chunk and hashes each chunk from its destination, while it is in cache; a read hashes each covering chunk in
+// the segment before it copies from it, so nothing unverified reaches the caller. Threads: any. The owner must outlive it.
+#pragma once
+
+#include "transfer/owner.h"
+#include "transfer/transport.h"
+
+namespace moonpool::transfer {
+
+class LocalTransport final : public Transport {
+ public:
+  // Serves peers whose node id is `self`. `verify` off: reads are not checked against checksums.
+  LocalTransport(Owner& owner, const NodeId& self, bool verify = true) : owner_(owner), self_(self), verify_(verify) {}
+
+  [[nodiscard]] std::string_view name() const override { return "local"; }
+  [[nodiscard]] bool reaches(const Peer& peer) const override { return peer.node == self_; }
+  void write(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) override;
+  void read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) override;
+
+ private:
+  Status write_one(WriteOperation& operation, Deadline deadline);
+  Status read_one(const ReadOperation& operation, Deadline deadline);
+
+  Owner& owner_;
+  const NodeId self_;
+  const bool verify_;
+};
+
+}  // namespace moonpool::transfer

@@ -1,0 +1,395 @@
+#include "transfer/owner.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <shared_mutex>
+#include <unordered_map>
+#include <utility>
+
+#include "base/sync_point.h"
+#include "transfer/catalogue.h"
+#include "transfer/checksum.h"
+#include "transfer/grant_ledger.h"
+#include "transfer/segment_memory.h"
+
+namespace moonpool::transfer {
+
+namespace {
+
+// Tells those who wait for somebody to leave that somebody has. Shared by all segments of an owner; survives it in late pins.
+class Departures {
+ public:
+  void announce() {
+    {
+      const std::scoped_lock lock(mutex_);
+      ++count_;
+    }
+    changed_.notify_all();
+  }
+
+  // `done` takes the segments' locks itself; it is called again after each departure.
+  template <typename Done>
+  bool wait(const Done& done, Deadline deadline) {
+    for (;;) {
+      std::uint64_t seen = 0;
+      {
+        const std::scoped_lock lock(mutex_);
+        seen = count_;
+      }
+      if (done()) return true;
+      std::unique_lock lock(mutex_);
+      if (!changed_.wait_until(lock, deadline.time(), [&] { return count_ != seen; })) {
+        lock.unlock();
+        return done();
+      }
+    }
+  }
+
+ private:
+  std::mutex mutex_;  // guards count_; never held together with a segment's
+  std::condition_variable changed_;
+  std::uint64_t count_ = 0;
+};
+
+void call_all(std::vector<AbortHook>& hooks) {
+  for (const auto& hook : hooks) hook();
+  hooks.clear();
+}
+
+bool anyone(const Extent&) { return true; }
+
+}  // namespace
+
+struct Owner::Segment {
+  Segment(Incarnation id, std::shared_ptr<SegmentMemory> bytes, Term term, std::shared_ptr<Departures> leaving)
+      : incarnation(id), memory(std::move(bytes)), departures(std::move(leaving)), ledger(term), catalogue(memory->bytes().size()) {}
+
+  // Refuses all access from now on and aborts those who have it.
+  void close() {
+    std::vector<AbortHook> aborts;
+    {
+      const std::scoped_lock lock(mutex);
+      closing = true;
+      catalogue.cancel_writers(anyone, aborts);
+      for (auto& [ticket, hook] : reader_aborts) aborts.push_back(std::move(hook));
+      reader_aborts.clear();
+    }
+    call_all(aborts);
+  }
+  bool idle() {
+    const std::scoped_lock lock(mutex);
+    return catalogue.idle();
+  }
+
+  const Incarnation incarnation;
+  const std::shared_ptr<SegmentMemory> memory;
+  const std::shared_ptr<Departures> departures;
+
+  std::mutex mutex;  // guards what follows
+  bool closing = false;
+  GrantLedger ledger;
+  Catalogue catalogue;
+  std::map<std::uint64_t, AbortHook> reader_aborts;
+  std::uint64_t last_ticket = 0;
+};
+
+// ---------------------------------------------------------------- pins
+
+Owner::Pin::Pin(std::shared_ptr<Segment> segment, Extent* extent, Role role, std::uint64_t ticket)
+    : segment_(std::move(segment)), extent_(extent), role_(role), ticket_(ticket) {}
+
+Owner::Pin::Pin(Pin&& other) noexcept
+    : segment_(std::move(other.segment_)), extent_(std::exchange(other.extent_, nullptr)), role_(other.role_), ticket_(other.ticket_) {}
+
+Owner::Pin& Owner::Pin::operator=(Pin&& other) noexcept {
+  if (this != &other) {
+    release();
+    segment_ = std::move(other.segment_);
+    extent_ = std::exchange(other.extent_, nullptr);
+    role_ = other.role_;
+    ticket_ = other.ticket_;
+  }
+  return *this;
+}
+
+Owner::Pin::~Pin() { release(); }
+
+void Owner::Pin::release() {
+  if (segment_ == nullptr || extent_ == nullptr) return;
+  const auto segment = std::move(segment_);
+  segment_.reset();
+  Extent& extent = *std::exchange(extent_, nullptr);
+  bool awaited = false;
+  {
+    const std::scoped_lock lock(segment->mutex);
+    awaited = segment->closing || extent.cancelled.load(std::memory_order_relaxed);
+    if (role_ == Role::kWriter) {
+      segment->catalogue.abandon_write(extent);
+    } else {
+      segment->catalogue.end_read(extent);
+      if (ticket_ != 0) segment->reader_aborts.erase(ticket_);
+    }
+  }
+  if (awaited) segment->departures->announce();
+}
+
+MutableBytes Owner::Pin::memory() const { return segment_->memory->bytes().subspan(extent_->offset, extent_->length); }
+
+std::span<const std::uint64_t> Owner::Pin::checksums() const { return extent_->checksums(); }
+
+bool Owner::Pin::cancelled() const { return extent_->cancelled.load(std::memory_order_acquire); }
+
+// ---------------------------------------------------------------- the registry of segments
+
+class Owner::Impl {
+ public:
+  struct PendingRetirement {
+    std::shared_ptr<Segment> segment;
+    std::uint64_t offset = 0;
+    Version version;
+  };
+
+  Incarnation add(std::shared_ptr<SegmentMemory> memory) {
+    const auto incarnation = Incarnation::generate();
+    const std::unique_lock lock(registry_);
+    segments_.emplace(incarnation, std::make_shared<Segment>(incarnation, std::move(memory), term_, departures_));
+    return incarnation;
+  }
+
+  std::shared_ptr<Segment> find(const Incarnation& incarnation) const {
+    const std::shared_lock lock(registry_);
+    const auto found = segments_.find(incarnation);
+    return found == segments_.end() ? nullptr : found->second;
+  }
+
+  std::vector<std::shared_ptr<Segment>> all() const {
+    std::vector<std::shared_ptr<Segment>> list;
+    const std::shared_lock lock(registry_);
+    for (const auto& [incarnation, segment] : segments_) list.push_back(segment);
+    return list;
+  }
+
+  // Ends all access and takes the segment out of the registry. Returns its memory.
+  Result<std::shared_ptr<SegmentMemory>> withdraw(const Incarnation& incarnation, Deadline deadline) {
+    const auto segment = find(incarnation);
+    if (segment == nullptr) return stale(incarnation);
+    segment->close();
+    MOONPOOL_SYNC_POINT("owner.withdraw.closed");
+    if (!departures_->wait([&] { return segment->idle(); }, deadline)) {
+      return Status(ErrorCode::kRpcTimeout,
+                    "segment " + incarnation.to_string() + " is closed, but a reader or writer has not left it in time: try again");
+    }
+    const std::unique_lock lock(registry_);
+    if (segments_.erase(incarnation) == 0) return stale(incarnation);  // another caller was faster
+    return segment->memory;
+  }
+
+  static Status stale(const Incarnation& incarnation) {
+    return {ErrorCode::kStaleIncarnation, "segment " + incarnation.to_string() + " is not mounted here (any more): ask the master again"};
+  }
+
+  std::shared_ptr<Departures> departures_ = std::make_shared<Departures>();
+  mutable std::shared_mutex registry_;  // guards segments_ and term_; taken before a segment's mutex
+  std::unordered_map<Incarnation, std::shared_ptr<Segment>> segments_;
+  Term term_;
+  std::mutex retirements_mutex_;                            // guards retirements_; taken before registry_ and segments' mutexes
+  std::map<std::uint64_t, PendingRetirement> retirements_;  // by sequence
+};
+
+Owner::Owner() : impl_(std::make_unique<Impl>()) {}
+
+Owner::~Owner() {
+  for (const auto& segment : impl_->all()) segment->close();
+}
+
+Result<Incarnation> Owner::mount(std::uint64_t size) {
+  auto memory = SegmentMemory::map(size);
+  if (!memory.ok()) return memory.status();
+  return impl_->add(std::move(*memory));
+}
+
+Result<Incarnation> Owner::mount(MutableBytes memory) {
+  if (memory.empty()) return Status(ErrorCode::kInvalidParams, "cannot mount a segment of 0 bytes: give it a size");
+  return impl_->add(SegmentMemory::lend(memory));
+}
+
+Status Owner::unmount(const Incarnation& incarnation, Deadline deadline) {
+  const auto memory = impl_->withdraw(incarnation, deadline);
+  return memory.status();
+}
+
+Result<Incarnation> Owner::remount(const Incarnation& incarnation, Deadline deadline) {
+  auto memory = impl_->withdraw(incarnation, deadline);
+  if (!memory.ok()) return memory.status();
+  return impl_->add(std::move(*memory));
+}
+
+std::vector<SegmentStatus> Owner::segments() const {
+  std::vector<SegmentStatus> list;
+  for (const auto& segment : impl_->all()) {
+    const std::scoped_lock lock(segment->mutex);
+    if (segment->closing) continue;
+    const auto bytes = segment->memory->bytes();
+    list.push_back({segment->incarnation, bytes.size(), reinterpret_cast<std::uint64_t>(bytes.data()), segment->catalogue.extents(),
+                    segment->catalogue.bytes(), segment->memory->touched()});
+  }
+  return list;
+}
+
+// ---------------------------------------------------------------- what the master orders
+
+Status Owner::adopt_term(Term term, Deadline deadline) {
+  bool higher = false;
+  {
+    const std::unique_lock lock(impl_->registry_);
+    if (term < impl_->term_) {
+      return {ErrorCode::kStaleTerm, "the master's term " + std::to_string(term.value) + " is older than " +
+                                         std::to_string(impl_->term_.value) + ", which this node follows"};
+    }
+    higher = term > impl_->term_;
+    impl_->term_ = term;  // segments mounted from here on start with it
+  }
+  if (higher) {
+    const std::scoped_lock retirements(impl_->retirements_mutex_);
+    impl_->retirements_.clear();
+  }
+  const auto segments = impl_->all();
+  const auto older = [term](const Extent& extent) { return extent.version.term < term; };
+  std::vector<AbortHook> aborts;
+  for (const auto& segment : segments) {
+    const std::scoped_lock lock(segment->mutex);
+    segment->ledger.adopt(term);
+    segment->catalogue.cancel_writers(older, aborts);
+  }
+  call_all(aborts);
+  MOONPOOL_SYNC_POINT("owner.adopt_term.cancelled");
+  const bool left = impl_->departures_->wait(
+      [&] {
+        return std::ranges::none_of(segments, [&](const auto& segment) {
+          const std::scoped_lock lock(segment->mutex);
+          return segment->catalogue.has_writer(older);
+        });
+      },
+      deadline);
+  if (left) return {};
+  return {ErrorCode::kRpcTimeout,
+          "term " + std::to_string(term.value) + " is adopted, but a writer of an older one has not left in time: try again"};
+}
+
+Term Owner::term() const {
+  const std::shared_lock lock(impl_->registry_);
+  return impl_->term_;
+}
+
+std::vector<CatalogueEntry> Owner::catalogue(const Incarnation& incarnation) const {
+  const auto segment = impl_->find(incarnation);
+  if (segment == nullptr) return {};
+  const std::scoped_lock lock(segment->mutex);
+  return segment->closing ? std::vector<CatalogueEntry>{} : segment->catalogue.entries();
+}
+
+std::vector<std::uint64_t> Owner::retire(std::span<const RetirementOrder> orders, Deadline deadline) {
+  std::vector<AbortHook> aborts;
+  {
+    const std::scoped_lock retirements(impl_->retirements_mutex_);
+    for (const auto& order : orders) {
+      const auto segment = impl_->find(order.extent.incarnation);
+      impl_->retirements_.insert_or_assign(order.sequence, Impl::PendingRetirement{segment, order.extent.offset, order.extent.version});
+      if (segment == nullptr) continue;
+      const std::scoped_lock lock(segment->mutex);
+      segment->ledger.retire(order.extent.offset, order.extent.version);
+      segment->catalogue.retire(order.extent.offset, order.extent.version, aborts);
+    }
+  }
+  call_all(aborts);
+  MOONPOOL_SYNC_POINT("owner.retire.marked");
+
+  std::vector<std::uint64_t> complete;
+  const auto collect = [&] {
+    const std::scoped_lock retirements(impl_->retirements_mutex_);
+    std::erase_if(impl_->retirements_, [&](const auto& item) {
+      const auto& [sequence, order] = item;
+      if (order.segment != nullptr) {
+        const std::scoped_lock lock(order.segment->mutex);
+        if (order.segment->catalogue.present(order.offset, order.version)) return false;
+      }
+      complete.push_back(sequence);
+      return true;
+    });
+    return impl_->retirements_.empty();
+  };
+  (void)impl_->departures_->wait(collect, deadline);  // what is not complete by then is returned by a later call
+  return complete;
+}
+
+void Owner::set_oldest_grant(Version version) {
+  std::vector<AbortHook> aborts;
+  for (const auto& segment : impl_->all()) {
+    const std::scoped_lock lock(segment->mutex);
+    segment->ledger.set_oldest(version);
+    const auto oldest = segment->ledger.oldest();
+    segment->catalogue.cancel_writers([&](const Extent& extent) { return extent.version < oldest; }, aborts);
+  }
+  call_all(aborts);
+}
+
+// ---------------------------------------------------------------- what transports do
+
+Result<Owner::Pin> Owner::begin_write(const ExtentRef& ref, std::function<void()> abort) {
+  auto segment = impl_->find(ref.incarnation);
+  if (segment == nullptr) return Impl::stale(ref.incarnation);
+  std::vector<AbortHook> displaced;
+  Result<Extent*> extent(ErrorCode::kInternal, "not tried");
+  {
+    const std::scoped_lock lock(segment->mutex);
+    if (segment->closing) return Impl::stale(ref.incarnation);
+    MOONPOOL_RETURN_IF_ERROR(segment->ledger.check(ref.offset, ref.version));
+    extent = segment->catalogue.begin_write(ref.offset, ref.length, ref.version, std::move(abort), displaced);
+  }
+  call_all(displaced);
+  if (!extent.ok()) return extent.status();
+  segment->memory->want(ref.offset + ref.length);
+  MOONPOOL_SYNC_POINT("owner.begin_write.admitted");
+  return Pin(std::move(segment), *extent, Pin::Role::kWriter, 0);
+}
+
+Status Owner::complete_write(Pin pin, std::string_view key, std::span<const std::uint64_t> chunk_checksums) {
+  if (pin.segment_ == nullptr || pin.extent_ == nullptr || pin.role_ != Pin::Role::kWriter) {
+    return {ErrorCode::kInternal, "complete_write needs a writer's pin"};
+  }
+  if (chunk_checksums.size() != chunks_of(pin.extent_->length)) {
+    return {ErrorCode::kInvalidWrite, std::to_string(chunk_checksums.size()) + " checksums came with an extent of " +
+                                          std::to_string(chunks_of(pin.extent_->length)) + " chunks"};
+  }
+  MOONPOOL_SYNC_POINT("owner.complete_write.before_publish");
+  const std::scoped_lock lock(pin.segment_->mutex);
+  // The pin is released after the lock, by its destructor: it is a parameter. (A locked release would deadlock.)
+  if (pin.segment_->closing) return Impl::stale(pin.segment_->incarnation);
+  MOONPOOL_RETURN_IF_ERROR(pin.segment_->ledger.check(pin.extent_->offset, pin.extent_->version));
+  if (pin.cancelled()) return {ErrorCode::kStaleTerm, "the write was superseded by another attempt"};
+  pin.segment_->catalogue.publish(*pin.extent_, key, chunk_checksums);
+  pin.extent_ = nullptr;
+  return {};
+}
+
+Result<Owner::Pin> Owner::begin_read(const ExtentRef& ref, std::function<void()> abort) {
+  auto segment = impl_->find(ref.incarnation);
+  if (segment == nullptr) return Impl::stale(ref.incarnation);
+  std::uint64_t ticket = 0;
+  Result<Extent*> extent(ErrorCode::kInternal, "not tried");
+  {
+    const std::scoped_lock lock(segment->mutex);
+    if (segment->closing) return Impl::stale(ref.incarnation);
+    extent = segment->catalogue.begin_read(ref.offset, ref.length, ref.version);
+    if (!extent.ok()) return extent.status();
+    if (abort) {
+      ticket = ++segment->last_ticket;
+      segment->reader_aborts.emplace(ticket, std::move(abort));
+    }
+  }
+  return Pin(std::move(segment), *extent, Pin::Role::kReader, ticket);
+}
+
+}  // namespace moonpool::transfer

@@ -1,0 +1,54 @@
+// Where the registered memory of other engines is: by name, from the metadata store or from the engine itself.
+//
+// With a store, a name is looked up under "moonpool/segment/<name>"; without one (P2PHANDSHAKE) a name is "host:port" and the engine there
+// is asked. Answers are kept until forget(): callers forget a name when what it says turned out wrong, and look again. Threads: any. Store
+// and lanes must outlive it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "metadata/metadata_store.h"
+#include "net/lane_pool.h"
+#include "transfer/registered_memory.h"
+
+namespace moonpool::transfer {
+
+inline constexpr std::string_view kSegmentKeyPrefix = "moonpool/segment/";
+
+struct RemoteSegment {
+  Incarnation incarnation;
+  net::Endpoint endpoint;
+  std::vector<AddressRange> ranges;  // in the order of registration
+
+  // Inside one range.
+  [[nodiscard]] bool contains(const AddressRange& piece) const;
+  std::map<std::uint64_t, std::uint64_t> by_address;
+};
+
+// kProtocol when the descriptor makes no sense; `peer` is named in the error.
+[[nodiscard]] Result<RemoteSegment> parse_descriptor(const wire::EngineDescriptor& descriptor, std::string_view peer);
+
+class SegmentDirectory {
+ public:
+  // Without a store, peers are asked themselves.
+  SegmentDirectory(metadata::MetadataStore* store, net::LanePool& lanes) : store_(store), lanes_(lanes) {}
+
+  // kSegmentNotFound when nobody published that name.
+  [[nodiscard]] Result<std::shared_ptr<const RemoteSegment>> find(std::string_view peer, Deadline deadline);
+  void forget(std::string_view peer);
+
+ private:
+  Result<wire::EngineDescriptor> look_up(const std::string& peer, Deadline deadline);
+  Result<wire::EngineDescriptor> ask(const std::string& peer, Deadline deadline);
+
+  metadata::MetadataStore* const store_;
+  net::LanePool& lanes_;
+  std::mutex mutex_;  // guards known_; not held while a store or peer is asked
+  std::map<std::string, std::shared_ptr<const RemoteSegment>, std::less<>> known_;
+};
+
+}  // namespace moonpool::transfer

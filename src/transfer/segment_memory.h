@@ -1,0 +1,50 @@
+// The memory of one segment: mapped by us and touched ahead, or lent by the caller.
+//
+// The first touch of a page costs as much as six copies of it, so a mapping is populated in the background from its start to its end
+// (MADV_POPULATE_WRITE in steps of kTouchStep, by a thread of low priority that this object owns). Transparent huge pages are turned off:
+// their first touch was measured seven times slower. Destruction stops the thread within one step and unmaps. Threads: any; the memory
+// itself is shared, its users agree among themselves (catalogue.h).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+#include "base/result.h"
+#include "transfer/transport.h"
+
+namespace moonpool::transfer {
+
+class SegmentMemory {
+ public:
+  static constexpr std::size_t kTouchStep = std::size_t{8} << 20;
+  static constexpr std::size_t kTouchAhead = std::size_t{512} << 20;
+
+  // Rounded up to pages. kInternal naming the size and the limit when memory cannot be had; kInvalidParams for 0.
+  [[nodiscard]] static Result<std::shared_ptr<SegmentMemory>> map(std::uint64_t size);
+  // The caller's memory: neither touched nor unmapped by us.
+  [[nodiscard]] static std::shared_ptr<SegmentMemory> lend(MutableBytes memory);
+  ~SegmentMemory();
+  SegmentMemory(const SegmentMemory&) = delete;
+  SegmentMemory& operator=(const SegmentMemory&) = delete;
+
+  [[nodiscard]] MutableBytes bytes() const { return bytes_; }
+  // The background touch has reached what was asked for, with its lead (or was never needed).
+  [[nodiscard]] bool touched() const { return touched_.load(std::memory_order_acquire) >= wanted_.load(std::memory_order_acquire); }
+  // Bytes up to `end` are about to be written: keeps the lead. Two atomic loads when there is nothing to do.
+  void want(std::size_t end);
+
+ private:
+  SegmentMemory(MutableBytes bytes, bool mapped);
+  void touch();
+
+  MutableBytes bytes_;
+  bool mapped_;
+  std::atomic<bool> stop_{false};
+  std::atomic<std::size_t> wanted_{0};   // the toucher works up to here; grows only
+  std::atomic<std::size_t> touched_{0};  // and has worked up to here
+  std::thread toucher_;
+};
+
+}  // namespace moonpool::transfer

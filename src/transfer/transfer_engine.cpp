@@ -1,0 +1,338 @@
+#include "transfer/transfer_engine.h"
+
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "base/logging.h"
+#include "metadata/open_metadata_store.h"
+#include "net/server.h"
+#include "transfer/async_transfers.h"
+#include "transfer/notification_queue.h"
+#include "transfer/registered_memory.h"
+#include "transfer/segment_directory.h"
+#include "transfer/tcp/raw_client.h"
+#include "transfer/tcp/raw_service.h"
+
+namespace moonpool::transfer {
+
+namespace {
+
+constexpr std::uint16_t kFirstPort = 12300;
+constexpr std::uint16_t kLastPort = 14300;
+constexpr std::chrono::seconds kMetadataTime{5};
+constexpr std::chrono::seconds kFarewellTime{2};  // for taking our entries out of the metadata server at the end
+
+// Port 0: none was given.
+Result<net::Endpoint> parse_name(const std::string& name) {
+  if (auto with_port = net::Endpoint::parse(name); with_port.ok()) return with_port;
+  auto host = net::Endpoint::parse(name, 1);
+  if (!host.ok()) return Status(ErrorCode::kInvalidParams, "bad engine name: " + host.status().message());
+  host->port = 0;
+  return host;
+}
+
+Status check_protocol(const std::string& protocol) {
+  if (protocol == "tcp") return {};
+  const char* const why = protocol == "rdma" ? "is not in this release yet" : "is unknown";
+  return {ErrorCode::kNotSupported, "protocol \"" + protocol + "\" " + why + ": use \"tcp\""};
+}
+
+}  // namespace
+
+class TransferEngine::Impl {
+ public:
+  explicit Impl(EngineOptions options)
+      : options_(std::move(options)),
+        identity_{NodeId::generate(), options_.cluster_token, "moonpool transfer engine"},
+        lanes_(identity_),
+        service_{memory_, notifications_, Incarnation::generate(), [this] { return descriptor(); }} {}
+
+  ~Impl() {
+    lanes_.close();
+    async_.stop();
+    withdraw();
+    if (server_) server_->stop();
+  }
+
+  Status open();
+  [[nodiscard]] std::string session() const { return endpoint_.to_string(); }
+  [[nodiscard]] std::uint16_t port() const { return endpoint_.port; }
+
+  Status register_memory(const AddressRange& range, std::string_view location);
+  Status unregister_memory(std::uint64_t address);
+  Status transfer(std::string_view peer, Opcode opcode, std::span<const Piece> pieces, Deadline deadline);
+  Status notify(std::string_view peer, const Notification& notification, Deadline deadline);
+  Status probe(std::string_view peer);
+  Result<std::uint64_t> first_buffer(std::string_view peer);
+
+  [[nodiscard]] Deadline deadline() const { return Deadline::after(options_.timeout); }
+  AsyncTransfers& async() { return async_; }
+  NotificationQueue& notifications() { return notifications_; }
+
+ private:
+  Status open_store();
+  Status listen();
+  wire::EngineDescriptor descriptor() const;
+  Status publish();
+  void withdraw();
+  Result<std::shared_ptr<const RemoteSegment>> find_checked(std::string_view peer, std::span<const Piece> pieces, Deadline deadline);
+  Status move(const RemoteSegment& target, Opcode opcode, std::span<const Piece> pieces, Deadline deadline);
+  Status move_within(Opcode opcode, std::span<const Piece> pieces);
+
+  const EngineOptions options_;
+  const net::Identity identity_;
+  RegisteredMemory memory_;
+  NotificationQueue notifications_;
+  net::LanePool lanes_;
+  RawService service_;
+  std::unique_ptr<metadata::MetadataStore> store_;  // empty with P2PHANDSHAKE
+  std::optional<SegmentDirectory> directory_;
+  std::optional<net::Server> server_;
+  net::Endpoint endpoint_;  // set by listen(), constant afterwards
+  bool given_port_taken_ = false;
+  std::mutex publishing_;               // one publication at a time, so that the last one stored is the newest; guards published_
+  std::vector<std::string> published_;  // keys
+  AsyncTransfers async_;
+};
+
+// ---------------------------------------------------------------- opening and publishing
+
+Status TransferEngine::Impl::open() {
+  MOONPOOL_RETURN_IF_ERROR(check_protocol(options_.protocol));
+  MOONPOOL_RETURN_IF_ERROR(open_store());
+  directory_.emplace(store_.get(), lanes_);
+  MOONPOOL_RETURN_IF_ERROR(listen());
+  return publish();
+}
+
+Status TransferEngine::Impl::open_store() {
+  const auto url = metadata::parse_metadata_url(options_.metadata_url);
+  if (!url.ok()) return url.status();
+  if (url->kind == metadata::MetadataKind::kPeerToPeer) return {};
+  auto store = metadata::open_metadata_store(*url);
+  if (!store.ok()) return store.status();
+  store_ = std::move(*store);
+  return metadata::check_reachable(*store_, Deadline::after(kMetadataTime));
+}
+
+Status TransferEngine::Impl::listen() {
+  const auto name = parse_name(options_.name);
+  if (!name.ok()) return name.status();
+  endpoint_ = *name;
+  net::ServerOptions server;
+  server.host = endpoint_.host;
+  server.port = endpoint_.port;
+  if (server.port != 0) {
+    server_.emplace(identity_, server);
+    serve(service_, *server_);
+    const Status started = server_->start();
+    if (started.ok()) return {};
+    // Users give a "host:port" of their own and ask for the real port afterwards, so another port is as good.
+    log::warning("transfer engine: {}; taking another port", started.message());
+    given_port_taken_ = true;
+  }
+  server.port = 0;
+  server.first_port = kFirstPort;
+  server.last_port = kLastPort;
+  server_.emplace(identity_, server);
+  serve(service_, *server_);
+  if (Status started = server_->start(); !started.ok()) {
+    return {started.code(), "transfer engine '" + options_.name + "': " + started.message()};
+  }
+  endpoint_.port = server_->port();
+  return {};
+}
+
+wire::EngineDescriptor TransferEngine::Impl::descriptor() const {
+  wire::EngineDescriptor descriptor;
+  descriptor.set_incarnation(service_.incarnation.to_bytes());
+  descriptor.set_name(options_.name);
+  descriptor.set_host(endpoint_.host);
+  descriptor.set_port(endpoint_.port);
+  descriptor.set_protocol(options_.protocol);
+  for (const auto& region : memory_.regions()) {
+    descriptor.add_buffer_address(region.address);
+    descriptor.add_buffer_length(region.length);
+    descriptor.add_buffer_location(region.location);
+  }
+  return descriptor;
+}
+
+Status TransferEngine::Impl::publish() {
+  if (store_ == nullptr) return {};
+  std::vector<std::string> keys{std::string(kSegmentKeyPrefix) + session()};
+  // A name whose port another process has is that process's name.
+  if (options_.name != session() && !given_port_taken_) keys.push_back(std::string(kSegmentKeyPrefix) + options_.name);
+  const std::scoped_lock lock(publishing_);
+  const std::string value = descriptor().SerializeAsString();
+  for (const auto& key : keys) MOONPOOL_RETURN_IF_ERROR(store_->put(key, value, Deadline::after(kMetadataTime)));
+  published_ = std::move(keys);
+  return {};
+}
+
+void TransferEngine::Impl::withdraw() {
+  if (store_ == nullptr) return;
+  const std::scoped_lock lock(publishing_);
+  const auto deadline = Deadline::after(kFarewellTime);
+  for (const auto& key : published_) {
+    // Another engine may have taken the name since.
+    const auto value = store_->get(key, deadline);
+    wire::EngineDescriptor stored;
+    const bool ours = value.ok() && stored.ParseFromString(*value) && stored.incarnation() == service_.incarnation.to_bytes();
+    if (!ours) continue;
+    if (const Status removed = store_->remove(key, deadline); !removed.ok()) {
+      log::warning("transfer engine: its entry stays behind: {}", removed.message());
+    }
+  }
+}
+
+Status TransferEngine::Impl::register_memory(const AddressRange& range, std::string_view location) {
+  MOONPOOL_RETURN_IF_ERROR(memory_.add(range.address, range.length, location));
+  Status published = publish();
+  if (!published.ok()) (void)memory_.remove(range.address, deadline());  // not registered, then: the caller sees why
+  return published;
+}
+
+Status TransferEngine::Impl::unregister_memory(std::uint64_t address) {
+  MOONPOOL_RETURN_IF_ERROR(memory_.remove(address, deadline()));
+  return publish();
+}
+
+// ---------------------------------------------------------------- transfers
+
+Result<std::shared_ptr<const RemoteSegment>> TransferEngine::Impl::find_checked(std::string_view peer, std::span<const Piece> pieces,
+                                                                                Deadline deadline) {
+  for (const bool again : {true, false}) {
+    auto target = directory_->find(peer, deadline);
+    if (!target.ok()) return target.status();
+    const Piece* outside = nullptr;
+    for (const auto& piece : pieces) {
+      if (piece.length > 0 && !(*target)->contains({piece.remote, piece.length})) {
+        outside = &piece;
+        break;
+      }
+    }
+    if (outside == nullptr) return target;
+    directory_->forget(peer);  // it may have registered more since
+    if (!again) {
+      return Status(ErrorCode::kInvalidParams, std::to_string(outside->length) + " bytes at " + std::to_string(outside->remote) +
+                                                   " are not inside the memory that '" + std::string(peer) + "' has registered");
+    }
+  }
+  return Status(ErrorCode::kInternal, "not reached");
+}
+
+Status TransferEngine::Impl::transfer(std::string_view peer, Opcode opcode, std::span<const Piece> pieces, Deadline deadline) {
+  std::vector<AddressRange> local;
+  local.reserve(pieces.size());
+  for (const auto& piece : pieces) local.push_back({piece.local, piece.length});
+  const auto hold = memory_.hold(local);
+  if (!hold.ok()) return {hold.code(), "local memory: " + hold.status().message()};
+
+  auto target = find_checked(peer, pieces, deadline);
+  if (!target.ok()) return target.status();
+  Status moved = move(**target, opcode, pieces, deadline);
+  const bool outdated = moved.code() == ErrorCode::kStaleIncarnation || moved.code() == ErrorCode::kUnavailable;
+  if (!outdated) return moved;
+  // The engine was restarted, perhaps elsewhere: what we know of it is asked anew, and tried if it is news.
+  directory_->forget(peer);
+  auto newer = find_checked(peer, pieces, deadline);
+  if (!newer.ok() || (*newer)->incarnation == (*target)->incarnation) return moved;
+  return move(**newer, opcode, pieces, deadline);
+}
+
+Status TransferEngine::Impl::move(const RemoteSegment& target, Opcode opcode, std::span<const Piece> pieces, Deadline deadline) {
+  if (target.incarnation == service_.incarnation) return move_within(opcode, pieces);
+  return move_raw(lanes_, target, opcode, pieces, deadline);
+}
+
+Status TransferEngine::Impl::move_within(Opcode opcode, std::span<const Piece> pieces) {
+  std::vector<AddressRange> remote;
+  for (const auto& piece : pieces) remote.push_back({piece.remote, piece.length});
+  const auto hold = memory_.hold(remote);
+  if (!hold.ok()) return hold.status();
+  for (const auto& piece : pieces) {
+    const auto near = bytes_at({piece.local, piece.length});
+    const auto far = bytes_at({piece.remote, piece.length});
+    const auto [to, from] = opcode == Opcode::kWrite ? std::pair(far, near) : std::pair(near, far);
+    if (!to.empty()) std::memmove(to.data(), from.data(), to.size());
+  }
+  return {};
+}
+
+Status TransferEngine::Impl::notify(std::string_view peer, const Notification& notification, Deadline deadline) {
+  const auto target = directory_->find(peer, deadline);
+  if (!target.ok()) return target.status();
+  wire::NotifyRequest request;
+  request.set_name(notification.name);
+  request.set_text(notification.message);
+  wire::Empty reply;
+  Status status = lanes_.call((*target)->endpoint, wire::METHOD_NOTIFY, request, reply, deadline);
+  if (!status.ok()) directory_->forget(peer);
+  return status;
+}
+
+Status TransferEngine::Impl::probe(std::string_view peer) {
+  const auto bound = deadline();
+  const auto target = directory_->find(peer, bound);
+  if (!target.ok()) return target.status();
+  wire::Empty reply;
+  Status status = lanes_.call((*target)->endpoint, wire::METHOD_PROBE, wire::Empty(), reply, bound);
+  if (!status.ok()) directory_->forget(peer);
+  return status;
+}
+
+Result<std::uint64_t> TransferEngine::Impl::first_buffer(std::string_view peer) {
+  for (const bool again : {true, false}) {
+    const auto target = directory_->find(peer, deadline());
+    if (!target.ok()) return target.status();
+    if (!(*target)->ranges.empty()) return (*target)->ranges.front().address;
+    if (again) directory_->forget(peer);  // it may have registered some since
+  }
+  return Status(ErrorCode::kSegmentNotFound, "'" + std::string(peer) + "' has not registered any memory");
+}
+
+// ---------------------------------------------------------------- the public face
+
+TransferEngine::TransferEngine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+TransferEngine::~TransferEngine() = default;
+
+Result<std::unique_ptr<TransferEngine>> TransferEngine::create(EngineOptions options) {
+  auto impl = std::make_unique<Impl>(std::move(options));
+  MOONPOOL_RETURN_IF_ERROR(impl->open());
+  return std::unique_ptr<TransferEngine>(new TransferEngine(std::move(impl)));
+}
+
+std::string TransferEngine::session() const { return impl_->session(); }
+std::uint16_t TransferEngine::port() const { return impl_->port(); }
+
+Status TransferEngine::register_memory(std::uint64_t address, std::uint64_t length, std::string_view location) {
+  return impl_->register_memory({address, length}, location);
+}
+Status TransferEngine::unregister_memory(std::uint64_t address) { return impl_->unregister_memory(address); }
+
+Status TransferEngine::transfer(std::string_view peer, Opcode opcode, const std::vector<Piece>& pieces, const Notification* notify) {
+  const auto deadline = impl_->deadline();
+  MOONPOOL_RETURN_IF_ERROR(impl_->transfer(peer, opcode, pieces, deadline));
+  return notify == nullptr ? Status() : impl_->notify(peer, *notify, deadline);
+}
+
+Result<std::uint64_t> TransferEngine::submit(std::string_view peer, Opcode opcode, std::vector<Piece> pieces) {
+  auto work = [impl = impl_.get(), name = std::string(peer), opcode, list = std::move(pieces)](Deadline deadline) {
+    return impl->transfer(name, opcode, list, deadline);
+  };
+  return impl_->async().submit(std::move(work), impl_->deadline());
+}
+
+Result<TransferState> TransferEngine::state(std::uint64_t id) const { return impl_->async().state(id); }
+Status TransferEngine::wait(std::uint64_t id) { return impl_->async().wait(id); }
+void TransferEngine::forget(std::uint64_t id) { impl_->async().forget(id); }
+Result<std::uint64_t> TransferEngine::first_buffer(std::string_view peer) { return impl_->first_buffer(peer); }
+Status TransferEngine::probe(std::string_view peer) { return impl_->probe(peer); }
+Status TransferEngine::notify(std::string_view peer, const Notification& notification) {
+  return impl_->notify(peer, notification, impl_->deadline());
+}
+std::vector<Notification> TransferEngine::take_notifications() { return impl_->notifications().take(); }
+
+}  // namespace moonpool::transfer

@@ -1,0 +1,71 @@
+// The contract of a path over which extents travel between this process's memory and a segment, its own or a peer's.
+//
+// To add a transport: say which peers it reaches, then move whole batches. A batch goes to one peer; each operation gets its own outcome
+// in `status`, and one operation's failure leaves the others alone where the path allows it. A read succeeds only if incarnation, version
+// and checksums held to its end; otherwise its destination's content is undefined and `status` says why:
+//   kStaleIncarnation, kReplicaGone (evicted, replaced), kChecksumMismatch, kStaleTerm (grant refused), kInvalidWrite / kInvalidRead
+//   (outside the segment), kTransferFail / kUnavailable / kRpcTimeout (the path or the peer), kCancelled.
+// After a write returned an error the peer's memory may hold any part of it; it becomes visible to nobody, because only the owner's
+// catalogue and the master's commit make an extent an object.
+//
+// Threads: any number of callers at once; calls block until all operations have an outcome or the deadline has passed (then no byte
+// of the caller's memory is touched any more). fake_transport.h implements this with faults on command; transport_conformance_test.cpp
+// tells when an implementation is right.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "base/deadline.h"
+#include "base/ids.h"
+#include "base/result.h"
+#include "net/endpoint.h"
+
+namespace moonpool::transfer {
+
+using ConstBytes = std::span<const std::byte>;
+using MutableBytes = std::span<std::byte>;
+
+struct Peer {
+  NodeId node;
+  net::Endpoint endpoint;
+};
+
+// One object's bytes within a mounted segment. The version is both identity (reads) and grant (writes).
+struct ExtentRef {
+  Incarnation incarnation;
+  std::uint64_t offset = 0;
+  std::uint64_t length = 0;
+  Version version;
+};
+
+struct WriteOperation {
+  ExtentRef extent;
+  std::string_view key;                // qualified by tenant; goes into the owner's catalogue
+  std::span<const ConstBytes> source;  // sizes add up to extent.length
+  // Outcome:
+  Status status;
+  std::uint64_t checksum = 0;  // root checksum of what was written (checksum.h), valid when status is ok
+};
+
+struct ReadOperation {
+  ExtentRef extent;
+  std::uint64_t start = 0;  // the range wanted, within the extent; any alignment
+  std::uint64_t length = 0;
+  std::span<const MutableBytes> destination;  // sizes add up to length
+  std::uint64_t checksum = 0;                 // the object's root checksum, from the master; checked when the whole extent is read
+  // Outcome:
+  Status status;
+};
+
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  [[nodiscard]] virtual std::string_view name() const = 0;  // "local", "tcp"
+  [[nodiscard]] virtual bool reaches(const Peer& peer) const = 0;
+  virtual void write(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) = 0;
+  virtual void read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) = 0;
+};
+
+}  // namespace moonpool::transfer

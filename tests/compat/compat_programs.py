@@ -1,0 +1,112 @@
+"""Real programs of the installed wheel on free ports, ended by process id, and stores set up on them."""
+
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+START_SECONDS = 15
+MIB = 1 << 20
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+def http_ok(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return answer.status == 200
+    except urllib.error.HTTPError:
+        return False
+    except OSError:
+        return False
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as client:
+        client.settimeout(0.5)
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Program:
+    """One process with its output in a file."""
+
+    def __init__(self, argv: list[str], log: Path, env: dict[str, str] | None = None) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(env or {})})
+
+    def ready(self, condition: Callable[[], object]) -> Program:
+        def check() -> object:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log.read_text(errors='replace')[-3000:]}"
+            return condition()
+
+        try:
+            wait_until(check, f"{self.process.args} is ready; its output: {self.log}")
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait(10)
+
+
+class Master(Program):
+    def __init__(self, folder: Path, *flags: str, env: dict[str, str] | None = None, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.admin_port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        argv = [str(BIN / "mooncake_master"), "--port", str(self.port), "--rpc_address=127.0.0.1", f"-metrics_port={self.admin_port}"]
+        super().__init__([*argv, "--metrics_host", "127.0.0.1", *flags], folder / f"master-{self.port}.log", env)
+        self.ready(lambda: http_ok(f"http://127.0.0.1:{self.admin_port}/health"))
+
+
+def set_up(address: str, segment: int = 64 * MIB, metadata: str = "P2PHANDSHAKE", **extra: object):
+    from mooncake.store import MooncakeDistributedStore
+
+    store = MooncakeDistributedStore()
+    assert store.setup("127.0.0.1", metadata, segment, 16 * MIB, "tcp", "", address, **extra) == 0
+    return store
+
+
+def run_python(code: str, timeout: float = 60, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}, check=False
+    )
+
+
+@contextlib.contextmanager
+def stopped(program: Program) -> Iterator[None]:
+    program.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        program.send(signal.SIGCONT)

@@ -1,0 +1,292 @@
+"""mooncake.engine.TransferEngine: bytes between two processes, found through P2PHANDSHAKE or any metadata server."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+from compat_programs import BIN, MIB, Program, accepts, free_port, http_ok, stopped, wait_until
+from mooncake.engine import TransferEngine, TransferNotify, TransferOpcode
+
+SIZE = 4 * MIB
+
+PEER = """
+import sys, time
+from mooncake.engine import TransferEngine
+engine = TransferEngine()
+assert engine.initialize(sys.argv[1], sys.argv[2], "tcp", "") == 0
+buffer = engine.allocate_managed_buffer(int(sys.argv[3]))
+assert buffer > 0
+print(engine.get_rpc_port(), buffer, flush=True)
+for line in sys.stdin:
+    if line.strip() == "notifies":
+        print([(n.name, n.msg) for n in engine.get_notifies()], flush=True)
+"""
+
+
+class Peer:
+    """Another process with an engine and one registered buffer of SIZE bytes."""
+
+    def __init__(self, name: str, metadata: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PEER, name, metadata, str(SIZE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            self.port, self.buffer = (int(word) for word in self.process.stdout.readline().split())
+        except ValueError:
+            self.kill()
+            raise AssertionError("the peer did not start") from None
+
+    def ask(self, question: str) -> str:
+        self.process.stdin.write(question + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        for stream in (self.process.stdin, self.process.stdout):
+            stream.close()
+
+
+@pytest.fixture(scope="module")
+def peer() -> Iterator[Peer]:
+    process = Peer("127.0.0.1", "P2PHANDSHAKE")
+    yield process
+    process.kill()
+
+
+@pytest.fixture(scope="module")
+def engine() -> TransferEngine:
+    engine = TransferEngine()
+    assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0
+    return engine
+
+
+@pytest.fixture
+def local(engine) -> Iterator[numpy.ndarray]:
+    array = numpy.frombuffer(bytearray(os.urandom(SIZE)), dtype=numpy.uint8)
+    assert engine.register_memory(array.ctypes.data, array.nbytes) == 0
+    yield array
+    assert engine.unregister_memory(array.ctypes.data) == 0
+
+
+def test_bytes_written_to_a_peer_are_read_back(engine, peer, local) -> None:
+    session, at, expected = f"127.0.0.1:{peer.port}", local.ctypes.data, local.copy()
+    assert engine.get_first_buffer_address(session) == peer.buffer
+    assert engine.transfer_sync_write(session, at, peer.buffer, SIZE) == 0
+    local[:] = 0
+    assert engine.transfer_sync_read(session, at, peer.buffer, SIZE) == 0
+    assert (local == expected).all()
+    assert engine.transfer_sync(session, at, peer.buffer + 100, 50, TransferOpcode.Read) == 0
+    assert (local[:50] == expected[100:150]).all()
+
+
+def test_a_batch_moves_all_its_pieces(engine, peer, local) -> None:
+    session, at, expected = f"127.0.0.1:{peer.port}", local.ctypes.data, local.copy()
+    count, piece = 64, SIZE // 64
+    sources = [at + i * piece for i in range(count)]
+    mirrored = [peer.buffer + (count - 1 - i) * piece for i in range(count)]
+    assert engine.batch_transfer_sync_write(session, sources, mirrored, [piece] * count) == 0
+    local[:] = 0
+    assert engine.batch_transfer_sync_read(session, sources, mirrored, [piece] * count) == 0
+    assert (local == expected).all()
+    assert engine.batch_transfer_sync(session, [at], [peer.buffer], [piece], TransferOpcode.Read) == 0
+    assert (local[:piece] == expected[-piece:]).all()
+    assert engine.batch_transfer_sync_read(session, [at], [peer.buffer], [1, 2]) == -1
+
+
+def test_asynchronous_transfers_end_and_tell_how(engine, peer, local) -> None:
+    session, at, expected = f"127.0.0.1:{peer.port}", local.ctypes.data, local.copy()
+    ids = [engine.batch_transfer_async_write(session, [at + i * 1000], [peer.buffer + i * 1000], [1000]) for i in range(20)]
+    assert all(ids) and engine.get_batch_transfer_status(ids) == 0
+    submitted = engine.transfer_submit_write(session, at + 20_000, peer.buffer + 20_000, 1000)
+    assert submitted > 0
+    wait_until(lambda: engine.transfer_check_status(submitted) == 1, "the write is done")
+    assert engine.transfer_check_status(submitted) == 1
+    local[:] = 0
+    assert engine.get_batch_transfer_status([engine.batch_transfer_async(session, [at], [peer.buffer], [21_000], TransferOpcode.Read)]) == 0
+    assert (local[:21_000] == expected[:21_000]).all()
+    failed = engine.batch_transfer_async_read(session, [at], [peer.buffer + SIZE - 1], [2])
+    assert failed == 0 or engine.get_batch_transfer_status([failed]) == -1
+    assert engine.transfer_check_status(10**15) == -1
+    assert engine.transfer_check_status(-5) == -1
+    assert engine.get_batch_transfer_status([10**15]) == -1
+
+
+def test_memory_that_is_not_registered_is_out_of_reach(engine, peer, local) -> None:
+    session, at = f"127.0.0.1:{peer.port}", local.ctypes.data
+    stranger = numpy.zeros(100, dtype=numpy.uint8)
+    assert engine.transfer_sync_read(session, at, peer.buffer + SIZE - 10, 11) == -1
+    assert engine.transfer_sync_write(session, at, 4096, 10) == -1
+    assert engine.transfer_sync_read(session, stranger.ctypes.data, peer.buffer, 100) == -1
+    assert engine.transfer_sync_read(session, at, peer.buffer, 100) == 0
+
+
+def test_registration_answers_for_bad_and_overlapping_ranges(engine) -> None:
+    array = numpy.zeros(8192, dtype=numpy.uint8)
+    at = array.ctypes.data
+    assert engine.register_memory(0, 10) == -1
+    assert engine.register_memory(at, 0) == -1
+    assert engine.register_memory(at, 4096) == 0
+    assert engine.register_memory(at + 100, 10) == -7
+    assert engine.unregister_memory(at) == 0
+    assert engine.unregister_memory(at) == -3
+    assert engine.batch_register_memory([at, at + 4096], [4096, 4096]) == 0
+    assert engine.batch_unregister_memory([at, at + 4096]) == 0
+    assert engine.batch_register_memory([at, at + 10], [4096, 10]) == -7
+    assert engine.unregister_memory(at) == -3  # all or none
+    assert engine.batch_register_memory([at], []) == -1
+
+
+def test_managed_buffers_and_their_bytes(engine) -> None:
+    buffer = engine.allocate_managed_buffer(4096)
+    assert buffer > 0
+    assert engine.write_bytes_to_buffer(buffer, b"a\x00\xff", 3) == 0
+    assert engine.write_bytes_to_buffer(buffer + 3, "text", 4) == 0
+    assert engine.read_bytes_from_buffer(buffer, 7) == b"a\x00\xfftext"
+    assert engine.write_bytes_to_buffer(buffer, b"short", 6) == -1
+    with pytest.raises(TypeError):
+        engine.write_bytes_to_buffer(buffer, 5, 1)
+    assert engine.free_managed_buffer(buffer, 4096) == 0
+    assert engine.free_managed_buffer(buffer, 4096) == -1
+    assert engine.allocate_managed_buffer(0) == 0
+
+
+def test_a_notification_arrives_after_its_transfer(engine, peer, local) -> None:
+    session, at = f"127.0.0.1:{peer.port}", local.ctypes.data
+    assert engine.transfer_sync(session, at, peer.buffer, 10, TransferOpcode.Write, TransferNotify("request-1", "done")) == 0
+    assert engine.batch_transfer_sync(session, [at], [peer.buffer], [10], TransferOpcode.Write, notify=TransferNotify("request-2", "")) == 0
+    assert peer.ask("notifies") == "[('request-1', 'done'), ('request-2', '')]"
+    assert peer.ask("notifies") == "[]"
+    assert engine.get_notifies() == []
+
+
+def test_probes_and_unknown_peers(engine, peer, local) -> None:
+    assert engine.send_probe(f"127.0.0.1:{peer.port}") == 0
+    nobody = f"127.0.0.1:{free_port()}"
+    assert engine.send_probe(nobody) == -1
+    assert engine.get_first_buffer_address(nobody) == 0
+    assert engine.transfer_sync_read(nobody, local.ctypes.data, 4096, 10) == -1
+    assert engine.transfer_sync_read("no such name", local.ctypes.data, 4096, 10) == -1
+
+
+def test_other_threads_run_while_a_transfer_waits_for_a_stopped_peer(monkeypatch, capfd) -> None:
+    monkeypatch.setenv("MOONPOOL_TRANSFER_TIMEOUT_MS", "1500")
+    peer = Peer("127.0.0.1", "P2PHANDSHAKE")
+    try:
+        engine = TransferEngine()
+        assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0
+        buffer = engine.allocate_managed_buffer(SIZE)
+        session = f"127.0.0.1:{peer.port}"
+        assert engine.transfer_sync_read(session, buffer, peer.buffer, 10) == 0
+        with stopped(peer):
+            codes: list[int] = []
+            thread = threading.Thread(target=lambda: codes.append(engine.transfer_sync_write(session, buffer, peer.buffer, SIZE)))
+            start, longest = time.monotonic(), 0.0
+            thread.start()
+            while thread.is_alive():
+                before = time.monotonic()
+                time.sleep(0.005)
+                longest = max(longest, time.monotonic() - before)
+            assert codes == [-1]
+            assert time.monotonic() - start < 6
+            assert longest < 1.0
+        assert session in capfd.readouterr().err
+    finally:
+        peer.kill()
+
+
+def test_calls_before_initialize_answer_codes(capfd) -> None:
+    engine = TransferEngine()
+    assert engine.get_rpc_port() == -1
+    assert engine.register_memory(4096, 10) == -1
+    assert engine.transfer_sync_read("a:1", 1, 1, 1) == -1
+    assert engine.batch_transfer_async_read("a:1", [1], [1], [1]) == 0
+    assert engine.get_batch_transfer_status([1]) == -1
+    assert engine.get_notifies() == []
+    assert engine.allocate_managed_buffer(10) == 0
+    assert len([line for line in capfd.readouterr().err.splitlines() if "initialize" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("127.0.0.1", "nonsense://x", "tcp", ""), "nonsense"),
+        (("127.0.0.1", "etcd://127.0.0.1:1", "tcp", ""), "127.0.0.1:1"),
+        (("no.such.host.invalid", "P2PHANDSHAKE", "tcp", ""), "no.such.host.invalid"),
+        (("127.0.0.1", "P2PHANDSHAKE", "tpc", ""), "did you mean 'tcp'?"),
+        (("127.0.0.1", "P2PHANDSHAKE", "rdma", "mlx5_0"), "tcp"),
+        (("", "P2PHANDSHAKE", "tcp", ""), "name"),
+    ],
+)
+def test_wrong_initialisation_is_minus_one_and_one_line(capfd, arguments, named) -> None:
+    start = time.monotonic()
+    assert TransferEngine().initialize(*arguments) == -1
+    assert time.monotonic() - start < 35
+    lines = [line for line in capfd.readouterr().err.splitlines() if "initialize failed" in line]
+    assert len(lines) == 1 and named in lines[0]
+
+
+def _etcd(folder: Path) -> tuple[str, Program]:
+    client, peers = free_port(), free_port()
+    program = Program(
+        ["etcd", "--data-dir", str(folder / "data"), "--listen-client-urls", f"http://127.0.0.1:{client}", "--advertise-client-urls",
+         f"http://127.0.0.1:{client}", "--listen-peer-urls", f"http://127.0.0.1:{peers}"], folder / "etcd.log",
+    )  # fmt: skip
+    return f"etcd://127.0.0.1:{client}", program.ready(lambda: http_ok(f"http://127.0.0.1:{client}/health"))
+
+
+def _redis(folder: Path) -> tuple[str, Program]:
+    port = free_port()
+    program = Program(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""], folder / "redis.log")
+    return f"redis://127.0.0.1:{port}", program.ready(lambda: accepts(port))
+
+
+def _http(folder: Path) -> tuple[str, Program]:
+    port = free_port()
+    program = Program([str(BIN / "mooncake_http_metadata_server"), "--host", "127.0.0.1", f"--port={port}"], folder / "http.log")
+    return f"http://127.0.0.1:{port}/metadata", program.ready(lambda: http_ok(f"http://127.0.0.1:{port}/health"))
+
+
+@pytest.mark.parametrize("server", [_etcd, _redis, _http], ids=["etcd", "redis", "http"])
+def test_peers_find_each_other_through_a_metadata_server(tmp_path, master, server) -> None:
+    needed = {"_etcd": "etcd", "_redis": "redis-server"}.get(server.__name__)
+    if needed and shutil.which(needed) is None:
+        pytest.skip(f"{needed} is not installed")
+    url, program = server(tmp_path)
+    peer = None
+    try:
+        name = f"127.0.0.1:{free_port()}"
+        peer = Peer(name, url)
+        engine = TransferEngine()
+        assert engine.initialize("127.0.0.1", url, "tcp", "") == 0
+        buffer = engine.allocate_managed_buffer(4096)
+        ctypes.memset(buffer, 9, 4096)
+        assert engine.transfer_sync_write(name, buffer, engine.get_first_buffer_address(name), 4096) == 0
+        ctypes.memset(buffer, 0, 4096)
+        assert engine.transfer_sync_read(name, buffer, peer.buffer, 4096) == 0
+        assert engine.read_bytes_from_buffer(buffer, 4096) == b"\x09" * 4096
+        # The store publishes itself on the same server.
+        from compat_programs import set_up
+
+        store = set_up(master.address, segment=8 * MIB, metadata=url)
+        assert store.put("through metadata", b"x") == 0
+        assert store.remove("through metadata", True) == 0
+        store.close()
+    finally:
+        if peer:
+            peer.kill()
+        program.kill()
