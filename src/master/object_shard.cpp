@@ -33,6 +33,11 @@ bool ObjectShard::alive(const Entry& entry) {
          std::any_of(entry.replicas.begin(), entry.replicas.end(), [](const Replica& replica) { return replica.segment->alive(); });
 }
 
+bool ObjectShard::readable(const Entry& entry) {
+  return entry.committed() &&
+         std::any_of(entry.replicas.begin(), entry.replicas.end(), [](const Replica& replica) { return replica.segment->reachable(); });
+}
+
 Version ObjectShard::newest_version() const { return {Term{context_.term.load()}, context_.count.load()}; }
 
 // --- extents leaving -------------------------------------------------------------------------------------------------------------
@@ -89,7 +94,7 @@ void ObjectShard::start_put(PutItem& item, const PutOptions& options, Placer& pl
     item.status = ErrorCode::kReplicaNotReady;
     return;
   }
-  if (entry != nullptr && !options.upsert && alive(*entry)) {
+  if (entry != nullptr && !options.upsert && readable(*entry)) {
     item.status = ErrorCode::kObjectAlreadyExists;
     return;
   }
@@ -186,7 +191,7 @@ ErrorCode ObjectShard::revoke(const HashedKey& key, Version version, NodeId writ
 
 void ObjectShard::look_up(LookupItem& item, TimeMs lease_until, SegmentKeeper* keeper) {
   Entry* entry = find(item.key);
-  if (entry == nullptr || !alive(*entry)) {
+  if (entry == nullptr || !readable(*entry)) {
     item.status = entry != nullptr && entry->pending ? ErrorCode::kReplicaNotReady : ErrorCode::kObjectNotFound;
     return;
   }
@@ -199,16 +204,16 @@ void ObjectShard::look_up(LookupItem& item, TimeMs lease_until, SegmentKeeper* k
   item.checksum = entry->checksum;
   item.version = entry->version;
   for (const auto& replica : entry->replicas) {
-    if (!replica.segment->alive()) continue;
+    if (!replica.segment->reachable()) continue;
     keeper->keep(*replica.segment);
     item.replicas.push_back(replica);
   }
-  if (item.replicas.empty()) item.status = ErrorCode::kObjectNotFound;  // fenced since we asked
+  if (item.replicas.empty()) item.status = ErrorCode::kObjectNotFound;  // lost since we asked
 }
 
 ErrorCode ObjectShard::peek(const HashedKey& key) const {
   const Entry* entry = find(key);
-  if (entry != nullptr && alive(*entry)) return ErrorCode::kOk;
+  if (entry != nullptr && readable(*entry)) return ErrorCode::kOk;
   return entry != nullptr && entry->pending ? ErrorCode::kReplicaNotReady : ErrorCode::kObjectNotFound;
 }
 

@@ -47,9 +47,12 @@ void Service::install(net::Server& server) {
   for (const auto method :
        {wire::METHOD_REGISTER_NODE, wire::METHOD_MOUNT_SEGMENT, wire::METHOD_NODE_SYNC, wire::METHOD_UNMOUNT_SEGMENT,
         wire::METHOD_DEREGISTER_NODE, wire::METHOD_PUT_START, wire::METHOD_PUT_COMMIT, wire::METHOD_PUT_REVOKE, wire::METHOD_EXIST,
-        wire::METHOD_GET_REPLICAS, wire::METHOD_REMOVE, wire::METHOD_REMOVE_MATCHING, wire::METHOD_PING}) {
+        wire::METHOD_GET_REPLICAS, wire::METHOD_REMOVE, wire::METHOD_REMOVE_MATCHING, wire::METHOD_PING, wire::METHOD_ATTEND}) {
     server.handle(method, [this](net::Request& request) { return serve(request); });
   }
+  server.on_closed([this](const net::Session& session) {
+    if (!ending_) coordinator_.session_ended(&session);
+  });
 }
 
 net::Task<net::Reply> Service::serve(net::Request& request) {
@@ -64,6 +67,9 @@ net::Task<net::Reply> Service::serve(net::Request& request) {
       co_return answer<wire::UnmountSegmentRequest>(request, [&](const auto& message) { return master.unmount(message); });
     case wire::METHOD_DEREGISTER_NODE:
       co_return answer<wire::DeregisterNodeRequest>(request, [&](const auto& message) { return master.deregister(message); });
+    case wire::METHOD_ATTEND:
+      co_return answer<wire::AttendRequest>(request,
+                                            [&](const auto& message) { return master.attend(message, request.session().get(), now); });
     case wire::METHOD_PUT_COMMIT:
       co_return answer<wire::PutCommitRequest>(request, [&](const auto& message) { return master.commit(message, now); });
     case wire::METHOD_PUT_REVOKE:

@@ -41,7 +41,6 @@ def test_each_of_two_kv_both_instances_is_served_by_what_the_other_computed(refe
 
 
 @pytest.mark.cluster("tensor-parallel")
-@pytest.mark.skip(reason="known gap: with -tp 2 the decode instance found no block of a prompt in the pool; which of the three prompts is not known")
 def test_two_tensor_parallel_ranks_give_the_text_that_there_is_without_the_pool(keeper: ClusterKeeper, tiny4: Path) -> None:
     def make(folder: Path) -> Cluster:
         cluster = Cluster(keeper.vllm, tiny4, folder, PoolSettings(segment_bytes=256 << 20, buffer_bytes=64 << 20), tensor_parallel=2)
