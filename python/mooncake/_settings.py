@@ -36,6 +36,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+def whole_number(text: str) -> int | None:
+    """The number that these ASCII digits are, or None: str.isdigit() also takes digits that int() refuses, and int() those of other scripts."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
+
+
 def parse_size(value: object, name: str) -> int:
     """Bytes from an integer or a text such as '16MB', '3gb', '1.5 GiB' (powers of 1024)."""
     right = f"{name}: give a number of bytes, or a text with a unit such as '4GB' or '512MB'"
@@ -47,7 +52,8 @@ def parse_size(value: object, name: str) -> int:
         if match is None or unit is None:
             raise SettingError(f"{right}; got '{value}'")
         number = match.group(1)
-        size = int(number) * unit if number.isdigit() else int(float(number) * unit)
+        whole = whole_number(number)
+        size = whole * unit if whole is not None else int(min(float(number) * unit, 2.0 * _LARGEST))
     else:
         try:
             size = operator.index(value)
@@ -122,9 +128,10 @@ def _milliseconds(name: str, default: int) -> int:
     text = os.environ.get(name)
     if text is None or not text.strip():
         return default
-    if not text.strip().isdigit() or int(text) > 86_400_000:
+    number = whole_number(text.strip())
+    if number is None or number > 86_400_000:
         raise SettingError(f"{name}: give a whole number of milliseconds, at most a day; got '{text}'")
-    return int(text)
+    return number
 
 
 def _cluster_token() -> str:

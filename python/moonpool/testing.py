@@ -111,13 +111,15 @@ def unit_tests(preset: str, label: str = "") -> Outcome:
 
 
 def fuzz_runs() -> Outcome:
-    """Some seconds of every fuzzer; the asan preset has built them. Crashing inputs stay in .cache/fuzz."""
+    """Some seconds of every fuzzer: those that the asan preset has built, and those in Python. Crashing inputs stay in .cache/fuzz."""
     outcome = Outcome()
     artifacts = LOGS.parent / "fuzz"
     artifacts.mkdir(parents=True, exist_ok=True)
-    for fuzzer in sorted(path for path in (BUILD / "asan" / "tests" / "fuzz").glob("*fuzz*") if path.is_file() and os.access(path, os.X_OK)):
+    built = sorted(path for path in (BUILD / "asan" / "tests" / "fuzz").glob("*fuzz*") if path.is_file() and os.access(path, os.X_OK))
+    for fuzzer in [*built, *sorted((ROOT / "tests" / "fuzz").glob("*_fuzz.py"))]:
         name = f"fuzz {fuzzer.name}"
-        argv = [fuzzer, f"-max_total_time={FUZZ_SECONDS}", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", f"-artifact_prefix={artifacts}/"]
+        program: list[str | Path] = [VENV_PYTHON, fuzzer] if fuzzer.suffix == ".py" else [fuzzer]
+        argv = [*program, f"-max_total_time={FUZZ_SECONDS}", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", f"-artifact_prefix={artifacts}/"]
         started = time.monotonic()
         status = run_status(name, argv, timeout=FUZZ_SECONDS + 60)
         outcome.slowest.append((time.monotonic() - started, fuzzer.name))
@@ -186,7 +188,7 @@ def plan(options: argparse.Namespace) -> list[Step]:
     sanitized = Step("C++ tests, ASan+UBSan", lambda: unit_tests("asan"))
     sanitizers = [
         Step("TSan, core", lambda: unit_tests("tsan", "core")),
-        Step("fuzzers", fuzz_runs),
+        Step("fuzzers", fuzz_runs, True),
     ]
     if everything:
         steps = [python, wheel, compat, e2e] if options.k else [python, wheel, compat, e2e, sanitized, *sanitizers]
