@@ -39,10 +39,11 @@ struct Node {
   std::atomic<TimeMs> registered_at{0};
   std::atomic<bool> synced{false};    // has sent a NodeSync since it registered
   std::atomic<bool> producer{false};  // has started a put in its life
-  // A look-up waited for a key that this node was expected to put, and it did not come. Before a first put, that settles that it is a reader.
+  // A look-up waited for a key that this node was expected to put, and it did not come. Before a first put, that settles that it is a
+  // reader.
   std::atomic<bool> in_vain{false};
-  std::atomic<bool> present{true};    // not so while its attending connection is lost (METHOD_ATTEND)
-  std::atomic<bool> gone{false};      // removed: an answer that waits for it ends
+  std::atomic<bool> present{true};  // not so while its attending connection is lost (METHOD_ATTEND)
+  std::atomic<bool> gone{false};    // removed: an answer that waits for it ends
   // FencedList::changes() as it surely knows it, as the last answer carried it, and that answer's connection: the next request on the same
   // connection proves that the answer arrived.
   std::mutex sync_mutex;  // guards these three

@@ -86,8 +86,8 @@ class Membership {
 
   // The thread's own.
   std::unique_ptr<net::Lane> attendance_;  // idle: its end tells the master that this process has gone (METHOD_ATTEND)
-  std::size_t current_ = 0;  // index into options_.masters
-  Term term_;                // of the last registration
+  std::size_t current_ = 0;                // index into options_.masters
+  Term term_;                              // of the last registration
   bool registered_before_ = false;
   std::chrono::milliseconds sync_interval_{1000};
   std::vector<std::uint64_t> acknowledged_;        // carried out, not told to the master yet

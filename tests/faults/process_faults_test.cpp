@@ -44,8 +44,8 @@ class ProcessFaultsTest : public ::testing::Test {
     return std::move(child).value();
   }
   void start_master() {
-    master_.emplace(
-        start("master", {"--port", std::to_string(master_port_), "--metrics_port", std::to_string(metrics_port_), "--client_ttl", time_to_live_}));
+    master_.emplace(start("master", {"--port", std::to_string(master_port_), "--metrics_port", std::to_string(metrics_port_),
+                                     "--client_ttl", time_to_live_}));
     ASSERT_TRUE(test::wait_until([&] { return test::accepts_connections("127.0.0.1", master_port_); }, Deadline::after(seconds(30))))
         << master_->output();
   }
