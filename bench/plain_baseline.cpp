@@ -1,12 +1,13 @@
 // What the machine itself gives, without any of our code: memcpy, and a plain socket between two processes over loopback.
 //
 //   plain_baseline memcpy|write|read|roundtrip BYTES THREADS SECONDS
-// prints one JSON line: rate (GB/s, or round trips a second), p50_us and p99_us of one copy or exchange, bytes, cpu_client, cpu_storage (s).
+// prints one JSON line: rate (GB/s, or round trips a second), p50_us and p99_us of one copy or exchange, bytes, cpu_client, cpu_storage
+// (s).
 //
-// memcpy: BYTES at a time from the same source into the next place of 256 MiB that were touched before, so the source is in cache if it fits and
-// the destination is not: what a put has to do at least. write: BYTES to the peer, which answers one byte; read: one byte to the peer, which
-// answers BYTES; roundtrip: BYTES both ways. Each thread has its own connection; the peer is a forked process with a thread for each of them.
-// Blocking send and recv, TCP_NODELAY, no frame, no checksum.
+// memcpy: BYTES at a time from the same source into the next place of 256 MiB that were touched before, so the source is in cache if it
+// fits and the destination is not: what a put has to do at least. write: BYTES to the peer, which answers one byte; read: one byte to the
+// peer, which answers BYTES; roundtrip: BYTES both ways. Each thread has its own connection; the peer is a forked process with a thread for
+// each of them. Blocking send and recv, TCP_NODELAY, no frame, no checksum.
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -223,7 +224,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: plain_baseline memcpy|write|read|roundtrip BYTES THREADS SECONDS\n");
     return 2;
   }
-  const Work work{std::string(what), std::strtoull(argv[2], nullptr, 10), std::strtoull(argv[3], nullptr, 10), std::strtod(argv[4], nullptr)};
+  const Work work{std::string(what), std::strtoull(argv[2], nullptr, 10), std::strtoull(argv[3], nullptr, 10),
+                  std::strtod(argv[4], nullptr)};
   if (work.bytes == 0 || work.threads == 0 || work.threads > 1024 || work.seconds <= 0) {
     std::fprintf(stderr, "plain_baseline: BYTES, THREADS (at most 1024) and SECONDS have to be positive numbers\n");
     return 2;

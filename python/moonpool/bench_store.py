@@ -84,7 +84,9 @@ class StoreTable:
             prefix=next(self.prefixes),
         )  # fmt: skip
         # Connections are made and code paths are warm before the first measured part.
-        client.ask("run", self.options.limit, op="put", seconds=0.05, most_bytes=self._bytes(side, PUT_SHARE))
+        warm = client.ask("run", self.options.limit, op="put", seconds=0.05, most_bytes=self._bytes(side, PUT_SHARE))
+        if failure := warm.get("failure"):
+            raise WorkerFailed(f"{failure} (its first calls)")
         client.ask("clear", PREPARE_SECONDS)
 
     def _bytes(self, side: Side, share: float) -> int:
