@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moonpool import packages
+from moonpool import bench_regression, packages
+from moonpool.bench_sides import WorkerFailed
+from moonpool.benching import built_programs
 from moonpool.building import build_preset, configure, ensure_build_tools, ensure_wheel
 from moonpool.commands import log_path, output, run_status, tail
 from moonpool.console import board, format_seconds
@@ -162,6 +164,20 @@ def end_to_end(expression: str) -> Outcome:
     return pytest_run("e2e", ["tests/e2e"], expression, E2E_SECONDS, E2E_TEST_SECONDS)
 
 
+# ----------------------------------------------------------------------------------------------------------------------- benchmarks
+
+
+def regression_bench() -> Outcome:
+    """Our speed beside plain baselines: printed, not judged. Fails only when it cannot run, a call fails, or a byte is wrong."""
+    programs = built_programs(["plain_baseline"])
+    try:
+        for line in bench_regression.report(programs["plain_baseline"]):
+            board.say(f"   {line}")
+    except WorkerFailed as error:
+        raise UserError(f"the regression bench could not run: {error}") from error
+    return Outcome(passed=1)
+
+
 # ---------------------------------------------------------------------------------------------------------------------------- steps
 
 
@@ -189,6 +205,7 @@ def plan(options: argparse.Namespace) -> list[Step]:
     sanitizers = [
         Step("TSan, core", lambda: unit_tests("tsan", "core")),
         Step("fuzzers", fuzz_runs, True),
+        Step("regression bench", regression_bench, True),
     ]
     if everything:
         steps = [python, wheel, compat, e2e] if options.k else [python, wheel, compat, e2e, sanitized, *sanitizers]
