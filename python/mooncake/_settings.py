@@ -5,12 +5,11 @@ Nothing else in this package reads the environment. Raises SettingError only, wh
 
 from __future__ import annotations
 
-import difflib
 import operator
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _UNITS = {
     "": 1, "b": 1,
@@ -32,6 +31,8 @@ class SettingError(ValueError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """" (did you mean 'x'?)" for the closest known word, or an empty text."""
+    import difflib  # only for mistakes: it would be a part of every start
+
     close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
@@ -97,8 +98,7 @@ def check_protocol(value: str, name: str = "protocol") -> str:
     return word
 
 
-@dataclass(frozen=True)
-class Environment:
+class Environment(NamedTuple):
     """The variables that both the store and the transfer engine read when they are set up."""
 
     cluster_token: str
