@@ -101,7 +101,8 @@ struct Batch {
   void name_keys(const std::string& prefix) {
     names.clear();
     keys.clear();
-    for (std::size_t i = 0; i < shape.objects; ++i) names.push_back(prefix + "/model@rank0@0123456789abcdef0123456789abcdef/" + std::to_string(i));
+    for (std::size_t i = 0; i < shape.objects; ++i)
+      names.push_back(prefix + "/model@rank0@0123456789abcdef0123456789abcdef/" + std::to_string(i));
     for (const auto& name : names) keys.push_back(name);
   }
 

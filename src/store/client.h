@@ -42,7 +42,7 @@ struct ClientOptions {
   std::string tenant = "default";
   std::string cluster_token;
   bool checksums = true;
-  std::string paths;  // those that data may take, of "local,shm,tcp"; empty: all
+  std::string paths;                                   // those that data may take, of "local,shm,tcp"; empty: all
   std::chrono::milliseconds operation_timeout{10000};  // of one put/get/exist/remove call, whatever its batch size
   std::chrono::milliseconds setup_timeout{10000};
   std::chrono::milliseconds handover_wait{500};  // upper bound of exist()'s wait for blocks on their way; 0: never
@@ -65,8 +65,9 @@ struct Replica {
   std::uint64_t size = 0;
 };
 
-// The bytes of an object for reading: pinned where they lie in the pool, or a copy in memory of its own. Valid while it lives, whatever becomes
-// of the client, the object, and the owner's process. A pinned object cannot be overwritten or its space reused, so let go of views soon.
+// The bytes of an object for reading: pinned where they lie in the pool, or a copy in memory of its own. Valid while it lives, whatever
+// becomes of the client, the object, and the owner's process. A pinned object cannot be overwritten or its space reused, so let go of views
+// soon.
 class View {
  public:
   View() = default;

@@ -1,9 +1,9 @@
-// Looks at objects where they lie: one GetReplicas, one pin per owner that shares memory with this process (or is this process), verified once,
-// without a copy.
+// Looks at objects where they lie: one GetReplicas, one pin per owner that shares memory with this process (or is this process), verified
+// once, without a copy.
 //
-// Whatever cannot be viewed (another host's, gone meanwhile, a copy that failed) is read into fresh memory by GetPath, with all its patience.
-// So are batches so small that a copy costs less than the exchange and the bookkeeping of a pin (kWorthAPin): they are read straight from
-// where the look-up found them. Threads: any; the caller's own.
+// Whatever cannot be viewed (another host's, gone meanwhile, a copy that failed) is read into fresh memory by GetPath, with all its
+// patience. So are batches so small that a copy costs less than the exchange and the bookkeeping of a pin (kWorthAPin): they are read
+// straight from where the look-up found them. Threads: any; the caller's own.
 #pragma once
 
 #include <span>

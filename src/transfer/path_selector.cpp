@@ -13,9 +13,7 @@ Status unreachable(const Peer& peer) {
 }
 
 // The next path may do better.
-bool of_the_path(const Status& status) {
-  return status.code() == ErrorCode::kUnavailable || status.code() == ErrorCode::kNotSupported;
-}
+bool of_the_path(const Status& status) { return status.code() == ErrorCode::kUnavailable || status.code() == ErrorCode::kNotSupported; }
 
 }  // namespace
 
@@ -38,8 +36,8 @@ std::shared_ptr<PathSelector::PathCounters> PathSelector::counters_of(const Peer
   return counters_.try_emplace(peer.node, std::move(fresh)).first->second;
 }
 
-// Over path after path, until no operation is left that another path could do. `move` has a batch carried out by a path and `count` books what
-// came of an operation.
+// Over path after path, until no operation is left that another path could do. `move` has a batch carried out by a path and `count` books
+// what came of an operation.
 template <typename Operation, typename Move, typename Count>
 void PathSelector::run(const Peer& peer, std::span<Operation> operations, const Move& move, const Count& count) {
   std::vector<Operation> again;  // a copy of what is left, once some of a batch has failed
@@ -129,8 +127,8 @@ std::vector<PathUse> PathSelector::use() const {
     for (std::size_t i = 0; i < counters->size(); ++i) {
       const Counters& c = (*counters)[i];
       if (c.writes + c.reads == 0) continue;
-      list.push_back({c.peer, std::string(paths_[i]->name()), reason_for(c.peer, i), c.writes, c.bytes_written, c.reads, c.bytes_read,
-                      c.failures});
+      list.push_back(
+          {c.peer, std::string(paths_[i]->name()), reason_for(c.peer, i), c.writes, c.bytes_written, c.reads, c.bytes_read, c.failures});
     }
   }
   return list;

@@ -1,9 +1,9 @@
 // The memory of one segment: mapped by us and touched ahead, or lent by the caller.
 //
-// What we map can be shared with other processes (a sealed memfd, shm/shared_memory.h), unless the kernel refuses that; then it is anonymous.
-// The first touch of a page costs as much as six copies of it, so a mapping is populated in the background from its start to its end
-// (MADV_POPULATE_WRITE in steps of kTouchStep, by a thread of low priority that this object owns). Transparent huge pages are turned off:
-// their first touch was measured seven times slower. Destruction stops the thread within one step and unmaps. Threads: any; the memory
+// What we map can be shared with other processes (a sealed memfd, shm/shared_memory.h), unless the kernel refuses that; then it is
+// anonymous. The first touch of a page costs as much as six copies of it, so a mapping is populated in the background from its start to its
+// end (MADV_POPULATE_WRITE in steps of kTouchStep, by a thread of low priority that this object owns). Transparent huge pages are turned
+// off: their first touch was measured seven times slower. Destruction stops the thread within one step and unmaps. Threads: any; the memory
 // itself is shared, its users agree among themselves (catalogue.h).
 #pragma once
 

@@ -67,7 +67,7 @@ struct ViewOperation {
   std::uint64_t checksum = 0;  // as in ReadOperation
   // Outcome:
   Status status;
-  ConstBytes bytes{};                        // valid while `pin` lives, whatever becomes of transport, owner and peer
+  ConstBytes bytes{};                         // valid while `pin` lives, whatever becomes of transport, owner and peer
   std::shared_ptr<const void> pin = nullptr;  // its end releases the extent; any thread, never blocks
 };
 

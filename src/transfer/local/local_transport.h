@@ -1,7 +1,7 @@
 // The path to segments of this very process: memory to memory, under the same rules as every other path (owner.h).
 //
-// A write copies chunk by chunk and hashes on the way (copy_and_hash.h); so does a read of whole chunks, while one of a part of a chunk hashes
-// the chunk in the segment first. A view is a pin. Threads: any. The owner must outlive it; views keep what they need of it.
+// A write copies chunk by chunk and hashes on the way (copy_and_hash.h); so does a read of whole chunks, while one of a part of a chunk
+// hashes the chunk in the segment first. A view is a pin. Threads: any. The owner must outlive it; views keep what they need of it.
 #pragma once
 
 #include "transfer/owner.h"

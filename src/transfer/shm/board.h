@@ -33,8 +33,8 @@ struct BoardMemory {
   static constexpr std::uint64_t kBits = std::uint64_t{512} * 1024;
 
   std::atomic<std::uint64_t> term;
-  std::atomic<std::uint64_t> oldest;                              // the count of the oldest live grant of that term
-  std::array<std::atomic<std::uint64_t>, kBoardSegments> tags;    // of the open segments; 0: closed
+  std::atomic<std::uint64_t> oldest;                            // the count of the oldest live grant of that term
+  std::array<std::atomic<std::uint64_t>, kBoardSegments> tags;  // of the open segments; 0: closed
   std::array<std::atomic<std::uint64_t>, kBits / 64> retired;
 };
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);

@@ -72,7 +72,7 @@ class OwnerSession {
 
   std::mutex mutex_;  // guards what follows; held while the owner's methods are called
   std::shared_ptr<Ring> ring_;
-  std::uint64_t tail_ = 0;                                      // the oldest slot that is not free
+  std::uint64_t tail_ = 0;                                     // the oldest slot that is not free
   std::array<std::optional<Owner::Pin>, kRingSlots> writers_;  // by slot: what is admitted
   bool ended_ = false;
 };

@@ -1,9 +1,9 @@
 // The user's side of one session with an owner on this host: its connection, its ring, and the segments mapped so far.
 //
-// The connection is the session: it is closed by the destructor alone, and whoever copies from or into the owner's memory, or looks at a view
-// of it, holds a reference to this object. So the owner never sees an end while this process still touches its memory.
-// An exchange is one datagram each way, on the caller's thread, spinning for a learned time first (net/spin_policy.h); one at a time.
-// Threads: any. Errors: kUnavailable (the owner has gone), kRpcTimeout, or what the owner answers.
+// The connection is the session: it is closed by the destructor alone, and whoever copies from or into the owner's memory, or looks at a
+// view of it, holds a reference to this object. So the owner never sees an end while this process still touches its memory. An exchange is
+// one datagram each way, on the caller's thread, spinning for a learned time first (net/spin_policy.h); one at a time. Threads: any.
+// Errors: kUnavailable (the owner has gone), kRpcTimeout, or what the owner answers.
 #pragma once
 
 #include <atomic>
@@ -89,8 +89,8 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   // Makes the owner look at the ring: waits until it has, or only tells it.
   [[nodiscard]] Status harvest(Deadline deadline);
   void nudge();
-  // So much was written into the ring and the segments: tells the owner now and then, so that the ring does not run full and pages are touched
-  // ahead of the writers.
+  // So much was written into the ring and the segments: tells the owner now and then, so that the ring does not run full and pages are
+  // touched ahead of the writers.
   void note_written(std::uint64_t extents, std::uint64_t bytes);
 
  private:

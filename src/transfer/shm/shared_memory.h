@@ -1,5 +1,5 @@
-// A piece of memory that can be handed to another process: a memfd whose size is sealed, so that no peer can pull pages from under a mapping
-// (which would be SIGBUS for everybody else).
+// A piece of memory that can be handed to another process: a memfd whose size is sealed, so that no peer can pull pages from under a
+// mapping (which would be SIGBUS for everybody else).
 //
 // Cost: a descriptor and a mapping. Threads: a value; what lies in the memory is its users' business. A mapping stays valid for as long as
 // the object lives, whatever becomes of the process that made the memory.

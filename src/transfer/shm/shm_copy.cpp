@@ -67,8 +67,8 @@ void refuse_overlaps(std::vector<Outgoing>& batch) {
   std::erase_if(batch, [&](const Outgoing& item) {
     const ExtentRef& extent = item.operation->extent;
     if (last != nullptr && last->incarnation == extent.incarnation && extent.offset - last->offset < last->length) {
-      item.operation->status = Status(ErrorCode::kInvalidWrite, "the extent at offset " + std::to_string(extent.offset) +
-                                                                    " overlaps another one of its batch");
+      item.operation->status =
+          Status(ErrorCode::kInvalidWrite, "the extent at offset " + std::to_string(extent.offset) + " overlaps another one of its batch");
       return true;
     }
     last = &extent;
@@ -175,7 +175,8 @@ struct Incoming {
 // Nullopt: the bytes are not those that the master describes, or not whole any more.
 std::optional<Status> read_unpinned(PeerLink& link, const Incoming& item, std::vector<std::uint64_t>& checksums, Deadline deadline) {
   const ReadOperation& operation = *item.operation;
-  if (operation.length != operation.extent.length || link.board().maybe_retired(operation.extent.offset, operation.extent.version)) return {};
+  if (operation.length != operation.extent.length || link.board().maybe_retired(operation.extent.offset, operation.extent.version))
+    return {};
   item.segment->prepare(operation.extent.offset, operation.length);
   const ConstBytes memory = item.segment->bytes().subspan(operation.extent.offset, operation.length);
   PieceCursor<MutableBytes> destination(operation.destination);

@@ -3,8 +3,8 @@
 // A write announces its extents in the session's ring, asks the board, copies and hashes chunk by chunk while in cache, and says complete:
 // no word with the owner (write_ring.h). A read of a whole object copies and hashes in one go and compares the root checksum that the
 // master gave with the look-up: right bytes are right whoever owns the memory by now, and anything else is read again under a pin of the
-// owner's. Ranges, and reads that are not verified, are always pinned: one exchange, and a release that nobody waits for. A view is a pin and
-// one pass of hashing.
+// owner's. Ranges, and reads that are not verified, are always pinned: one exchange, and a release that nobody waits for. A view is a pin
+// and one pass of hashing.
 //
 // Which peers: those whose abstract Unix socket answers and whose process has our uid. A session is made at first use and again after it
 // broke; a peer that cannot be reached is asked again after kAskAgain. Threads: any. Sessions outlive this object while views do.

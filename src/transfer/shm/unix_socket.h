@@ -1,7 +1,7 @@
 // The few calls of an abstract Unix socket that this path needs. SOCK_SEQPACKET: one datagram a frame, in order, with an end that is seen.
 //
-// An abstract name has no file: it is gone with its process, needs no shared file system, and exists in one network namespace only, which is
-// why two containers that cannot reach it use tcp. All sockets are non-blocking and close-on-exec. Threads: any.
+// An abstract name has no file: it is gone with its process, needs no shared file system, and exists in one network namespace only, which
+// is why two containers that cannot reach it use tcp. All sockets are non-blocking and close-on-exec. Threads: any.
 #pragma once
 
 #include <sys/types.h>

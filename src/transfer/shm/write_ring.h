@@ -1,12 +1,12 @@
 // The shared memory of one session: where a writer process announces which extents it is copying into, and leaves the key and checksums of
 // those that are complete. This file is its layout and the writer's side; the owner's side is in session.h.
 //
-// A slot goes FREE -> WRITING (announced; then the board is asked, then bytes are copied) -> COMPLETE (the owner takes it into its catalogue
-// when it next looks) or LEFT (given up) -> FREE (by the owner). The owner may turn WRITING into CANCELLED; the writer then stops and says LEFT.
-// So a put of small objects needs no word with the owner at all, and a writer that dies is known by its session's end.
+// A slot goes FREE -> WRITING (announced; then the board is asked, then bytes are copied) -> COMPLETE (the owner takes it into its
+// catalogue when it next looks) or LEFT (given up) -> FREE (by the owner). The owner may turn WRITING into CANCELLED; the writer then stops
+// and says LEFT. So a put of small objects needs no word with the owner at all, and a writer that dies is known by its session's end.
 //
-// Slots are used in turn. Keys and checksums lie in a heap used the same way, next to them. Cost: 1.1 MiB per session, touched as it is used;
-// a mutex (of the writer's process) per group of extents. Threads: any.
+// Slots are used in turn. Keys and checksums lie in a heap used the same way, next to them. Cost: 1.1 MiB per session, touched as it is
+// used; a mutex (of the writer's process) per group of extents. Threads: any.
 #pragma once
 
 #include <array>
@@ -80,10 +80,10 @@ class WriteRing {
   [[nodiscard]] bool reserve(std::uint64_t size, std::uint64_t& position);
 
   RingMemory* const memory_;
-  std::mutex mutex_;                               // guards what follows
-  std::uint64_t head_ = 0;                         // as in memory
-  std::uint64_t tail_ = 0;                         // the oldest slot that the owner has not freed, as far as known
-  std::uint64_t heap_head_ = 0;                    // positions; the place in the heap is the remainder
+  std::mutex mutex_;             // guards what follows
+  std::uint64_t head_ = 0;       // as in memory
+  std::uint64_t tail_ = 0;       // the oldest slot that the owner has not freed, as far as known
+  std::uint64_t heap_head_ = 0;  // positions; the place in the heap is the remainder
   std::uint64_t heap_tail_ = 0;
   std::array<std::uint64_t, kRingSlots> heap_ends_{};  // of each slot's record
 };
