@@ -76,6 +76,7 @@ struct OwnerServer::Connection {
   net::UniqueFd fd;
   net::UniqueFd process;
   std::shared_ptr<OwnerSession> session;
+  bool muted = false;
   Deadline handshake_by = Deadline::after(kHandshakeTimeout);
 };
 
@@ -154,15 +155,24 @@ void OwnerServer::accept_all() {
   }
 }
 
+// A peer that speaks nonsense, or asks and does not read its answers, hears no more. But its process may be copying at this moment, so its
+// session ends with it, or when it closes the connection, as any other does.
 bool OwnerServer::serve(Connection& connection) {
   for (;;) {
     const auto datagram = receive_datagram(connection.fd.get(), buffer_);
     if (datagram.kind == Datagram::Kind::kNothingYet) return true;
     if (datagram.kind == Datagram::Kind::kEnd) return false;
-    const auto answer = connection.session->on_frame(std::span(buffer_).first(datagram.size));
-    // A peer that asks and does not read its answers is none of ours.
-    if (!answer.frame.empty() && send_datagram(connection.fd.get(), answer.frame, answer.descriptors) != SendOutcome::kSent) return false;
-    if (answer.close) return false;
+    if (connection.muted) continue;
+    bool good = datagram.kind == Datagram::Kind::kData;
+    if (good) {
+      const auto answer = connection.session->on_frame(std::span(buffer_).first(datagram.size));
+      good = answer.frame.empty() || send_datagram(connection.fd.get(), answer.frame, answer.descriptors) == SendOutcome::kSent;
+      good = good && !answer.close;
+    }
+    if (good) continue;
+    if (!connection.session->known()) return false;
+    connection.muted = true;
+    ::shutdown(connection.fd.get(), SHUT_WR);
   }
 }
 

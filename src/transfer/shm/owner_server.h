@@ -32,7 +32,7 @@ class OwnerServer {
 
   // kNotSupported or kUnavailable when this machine has no memfd or abstract sockets: peers use tcp then.
   [[nodiscard]] Status start();
-  // Ends all sessions.
+  // Ends all sessions, whatever their processes do: the memory must not be used for anything else afterwards.
   void stop();
   [[nodiscard]] std::size_t sessions() const;
 
@@ -42,7 +42,7 @@ class OwnerServer {
 
   void run();
   void accept_all();
-  // False when the connection has ended.
+  // False when the peer has ended the connection, or never became known.
   bool serve(Connection& connection);
   void drop(int fd);
 

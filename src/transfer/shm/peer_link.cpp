@@ -142,7 +142,7 @@ Result<Datagram> PeerLink::receive_locked(Deadline deadline) {
       spin_.record(waited);
       return datagram;
     }
-    if (datagram.kind == Datagram::Kind::kEnd) {
+    if (datagram.kind != Datagram::Kind::kNothingYet) {
       ended_ = true;
       return ended();
     }
@@ -279,6 +279,7 @@ void PeerLink::pin_some(std::span<const PinWanted> wanted, std::span<PinOutcome>
 
 // Never blocks: what the socket does not take now goes with the next release. Order does not matter, pins have unique numbers.
 void PeerLink::unpin(std::span<const std::uint64_t> pins) {
+  if (::getpid() != process_) return;
   const std::scoped_lock lock(unsent_mutex_);
   unsent_pins_.insert(unsent_pins_.end(), pins.begin(), pins.end());
   while (!unsent_pins_.empty() && !ended_) {

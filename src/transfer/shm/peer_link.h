@@ -6,6 +6,8 @@
 // Errors: kUnavailable (the owner has gone), kRpcTimeout, or what the owner answers.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -105,6 +107,7 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   Status ended() const;
 
   const net::UniqueFd fd_;
+  const pid_t process_ = ::getpid();
   SharedMemory ring_memory_;
   SharedMemory board_memory_;
   std::unique_ptr<WriteRing> ring_;

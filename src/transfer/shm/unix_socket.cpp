@@ -88,8 +88,7 @@ Datagram receive_datagram(int fd, std::span<std::byte> buffer) {
       if (i < kMaxDescriptors) datagram.descriptors[i] = std::move(owned);
     }
   }
-  if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) return datagram;
-  datagram.kind = Datagram::Kind::kData;
+  datagram.kind = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 ? Datagram::Kind::kBad : Datagram::Kind::kData;
   datagram.size = static_cast<std::size_t>(got);
   return datagram;
 }

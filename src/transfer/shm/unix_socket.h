@@ -35,12 +35,12 @@ struct PeerProcess {
 [[nodiscard]] Result<PeerProcess> peer_of(int fd);
 
 struct Datagram {
-  enum class Kind { kData, kNothingYet, kEnd };
+  enum class Kind { kData, kNothingYet, kBad, kEnd };
   Kind kind = Kind::kNothingYet;
   std::size_t size = 0;  // of the data, in the caller's buffer
   std::array<net::UniqueFd, kMaxDescriptors> descriptors;
 };
-// Takes the next datagram if there is one. One that does not fit, or any error, is an end.
+// Takes the next datagram if there is one. One that does not fit is bad; any error is an end.
 [[nodiscard]] Datagram receive_datagram(int fd, std::span<std::byte> buffer);
 
 enum class SendOutcome { kSent, kFull, kEnd };
