@@ -19,7 +19,9 @@ namespace {
 
 int get_buffer(PyObject* self, Py_buffer* view, int flags) {
   auto* handle = nb::inst_ptr<BufferHandle>(self);
-  return PyBuffer_FillInfo(view, self, handle->bytes.data(), static_cast<Py_ssize_t>(handle->bytes.size()), 0, flags);
+  const auto bytes = handle->bytes();
+  return PyBuffer_FillInfo(view, self, const_cast<std::byte*>(bytes.data()), static_cast<Py_ssize_t>(bytes.size()), handle->read_only(),
+                           flags);
 }
 
 PyType_Slot buffer_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(get_buffer)}, {0, nullptr}};
@@ -81,13 +83,15 @@ bool HostMemory::owns(std::uint64_t address) const {
 void bind_buffers(nb::module_& module) {
   nb::class_<BufferHandle>(
       module, "BufferHandle", nb::type_slots(buffer_slots),
-      "The bytes of one object. Supports the buffer protocol: memoryview(handle), bytes(handle), numpy.frombuffer(handle).")
+      "The bytes of one object: a read-only look at the pool's own memory where it is shared with this process, else a copy.\n"
+      "Supports the buffer protocol: memoryview(handle), bytes(handle), numpy.frombuffer(handle). Let go of it soon: the pool cannot use that\n"
+      "memory for anything else meanwhile.")
       .def(
-          "ptr", [](const BufferHandle& handle) { return reinterpret_cast<std::uint64_t>(handle.bytes.data()); },
+          "ptr", [](const BufferHandle& handle) { return reinterpret_cast<std::uint64_t>(handle.bytes().data()); },
           "Address of the first byte.")
       .def(
-          "size", [](const BufferHandle& handle) { return handle.bytes.size(); }, "Bytes.")
-      .def("__len__", [](const BufferHandle& handle) { return handle.bytes.size(); });
+          "size", [](const BufferHandle& handle) { return handle.bytes().size(); }, "Bytes.")
+      .def("__len__", [](const BufferHandle& handle) { return handle.bytes().size(); });
   bind_descriptors(module);
   nb::class_<HostMemory>(module, "MooncakeHostMemAllocator", "Page-aligned host memory; freed with this object at the latest.")
       .def(nb::init<>())

@@ -6,14 +6,31 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "python/bindings/fork_guard.h"
+#include "store/client.h"
 
 namespace moonpool::python {
 
-// The bytes of one object, readable through the buffer protocol. Owns them: it stays valid after close().
-// Memory views taken from it hold the handle itself.
-struct BufferHandle {
-  std::vector<std::byte> bytes;
+// The bytes of one object, readable through the buffer protocol: pinned in the pool, or a copy. It stays valid after close(), and lets go of
+// a pinned object when it ends. Memory views taken from it hold the handle itself; those of a pinned object are read-only, because others read
+// the same memory. In a forked child it is abandoned: the pin is the parent's.
+class BufferHandle {
+ public:
+  explicit BufferHandle(store::View view) : view_(std::move(view)) {}
+  BufferHandle(BufferHandle&&) = default;
+  BufferHandle& operator=(BufferHandle&&) = delete;
+  ~BufferHandle() {
+    if (generation_ != fork_generation()) static_cast<void>(new store::View(std::move(view_)));
+  }
+  [[nodiscard]] store::ConstBytes bytes() const { return view_.bytes(); }
+  [[nodiscard]] bool read_only() const { return view_.pinned(); }
+
+ private:
+  store::View view_;
+  std::uint64_t generation_ = fork_generation();
 };
 
 // Where the bytes of one replica lie. Only replicas in memory exist in this release.

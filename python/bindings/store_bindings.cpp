@@ -243,7 +243,7 @@ void bind_life(nb::class_<Store>& store) {
           "_open",
           [](Store& s, const std::string& hostname, const std::string& metadata, const std::string& master, std::uint64_t segment,
              std::uint64_t buffer, const std::string& protocol, const std::string& devices, const std::string& tenant,
-             const std::string& token, bool checksums, std::uint32_t operation_ms, std::uint32_t setup_ms, std::uint32_t handover_ms) {
+             const std::string& token, bool checksums, const std::string& paths, std::uint32_t operation_ms, std::uint32_t setup_ms, std::uint32_t handover_ms) {
             store::ClientOptions options;
             options.local_hostname = hostname;
             options.metadata_server = metadata;
@@ -255,13 +255,14 @@ void bind_life(nb::class_<Store>& store) {
             options.tenant = tenant;
             options.cluster_token = token;
             options.checksums = checksums;
+            options.paths = paths;
             options.operation_timeout = std::chrono::milliseconds(operation_ms);
             options.setup_timeout = std::chrono::milliseconds(setup_ms);
             options.handover_wait = std::chrono::milliseconds(handover_ms);
             return without_gil([&] { return s.open(std::move(options)); });
           },
           nb::kw_only(), "local_hostname"_a, "metadata_server"_a, "master_address"_a, "segment_size"_a, "local_buffer_size"_a, "protocol"_a,
-          "device_names"_a, "tenant"_a, "cluster_token"_a, "checksums"_a, "operation_timeout_ms"_a, "setup_timeout_ms"_a,
+          "device_names"_a, "tenant"_a, "cluster_token"_a, "checksums"_a, "paths"_a, "operation_timeout_ms"_a, "setup_timeout_ms"_a,
           "handover_wait_ms"_a, "What setup() calls once its arguments are checked (mooncake/store.py).")
       .def("_is_open", [](Store& s) { return s.client_if_open() != nullptr; })
       .def(

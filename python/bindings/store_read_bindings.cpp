@@ -20,7 +20,21 @@ using Value = std::optional<std::vector<std::byte>>;
 
 nb::bytes to_bytes(const Value& value) { return value ? nb::bytes(value->data(), value->size()) : nb::bytes("", 0); }
 
-nb::object to_handle(Value& value) { return value ? nb::cast(BufferHandle{std::move(*value)}) : nb::none(); }
+nb::object to_handle(std::optional<store::View>& view) { return view ? nb::cast(BufferHandle(std::move(*view))) : nb::none(); }
+
+// An entry is nullopt where the key cannot be read.
+std::vector<std::optional<store::View>> look_at_values(Store& store, std::string_view call, std::span<const std::string_view> keys) {
+  return without_gil([&] {
+    std::vector<std::optional<store::View>> views(keys.size());
+    const auto client = store.client(call);
+    if (client == nullptr || keys.empty()) return views;
+    auto results = client->view(keys);
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      if (results[i].ok()) views[i] = std::move(results[i]).value();
+    }
+    return views;
+  });
+}
 
 Codes exist(Store& store, std::string_view call, std::span<const std::string_view> keys) {
   return without_gil([&] {
@@ -132,16 +146,16 @@ void bind_values(nb::class_<Store>& store) {
       .def(
           "get_buffer",
           [](Store& s, std::string_view key) {
-            return to_handle(read_values(s, "get_buffer", {&key, 1}).front());
+            return to_handle(look_at_values(s, "get_buffer", {&key, 1}).front());
           },
           "arg0"_a, nb::sig("def get_buffer(self, arg0: str) -> BufferHandle | None"),
-          "The value as a BufferHandle, or None when there is none.")
+          "The value as a BufferHandle, without a copy where this process shares memory with its owner; None when there is none.")
       .def(
           "batch_get_buffer",
           [](Store& s, const Keys& keys) {
             nb::list answer;
-            auto values = read_values(s, "batch_get_buffer", keys.views());
-            for (Value& value : values) answer.append(to_handle(value));
+            auto views = look_at_values(s, "batch_get_buffer", keys.views());
+            for (auto& view : views) answer.append(to_handle(view));
             return answer;
           },
           "arg0"_a, nb::sig("def batch_get_buffer(self, arg0: list[str]) -> list[BufferHandle | None]"), "get_buffer of each key.");

@@ -23,6 +23,7 @@ _LARGEST = 1 << 60
 
 # Words that "protocol" may say. What this release cannot carry out is refused where the connection is made, with what to do.
 _PROTOCOLS = ("tcp", "rdma", "cuda", "nvlink", "nvlink_intra", "efa", "cxl", "ascend", "barex", "hip", "nvmeof", "ubshmem")
+_PATHS = ("local", "shm", "tcp")
 
 
 class SettingError(ValueError):
@@ -103,6 +104,7 @@ class Environment(NamedTuple):
 
     cluster_token: str
     checksums: bool
+    paths: str
     operation_timeout_ms: int
     setup_timeout_ms: int
     handover_wait_ms: int
@@ -113,6 +115,7 @@ class Environment(NamedTuple):
         return Environment(
             cluster_token=_cluster_token(),
             checksums=parse_bool(os.environ.get("MOONPOOL_CHECKSUMS", "1"), "MOONPOOL_CHECKSUMS"),
+            paths=_paths(),
             operation_timeout_ms=_milliseconds("MOONPOOL_OPERATION_TIMEOUT_MS", 10_000),
             setup_timeout_ms=_milliseconds("MOONPOOL_SETUP_TIMEOUT_MS", 10_000),
             handover_wait_ms=_milliseconds("MOONPOOL_HANDOVER_WAIT_MS", 500),
@@ -122,6 +125,15 @@ class Environment(NamedTuple):
 
 def log_level() -> str:
     return os.environ.get("MOONPOOL_LOG_LEVEL") or "warning"
+
+
+def _paths() -> str:
+    """Those that data may take; empty for all."""
+    words = [word.strip().lower() for word in os.environ.get("MOONPOOL_PATHS", "").split(",") if word.strip()]
+    for word in words:
+        if word not in _PATHS:
+            raise SettingError(f"MOONPOOL_PATHS: unknown '{word}'{nearest(word, _PATHS)}; give some of {', '.join(_PATHS)} with commas between")
+    return ",".join(dict.fromkeys(words))
 
 
 def _milliseconds(name: str, default: int) -> int:

@@ -126,6 +126,7 @@ class MooncakeDistributedStore(LaterCalls):
             **settings,
             cluster_token=environment.cluster_token,
             checksums=environment.checksums,
+            paths=environment.paths,
             operation_timeout_ms=environment.operation_timeout_ms,
             setup_timeout_ms=environment.setup_timeout_ms,
             handover_wait_ms=environment.handover_wait_ms,

@@ -182,6 +182,10 @@ Result<std::shared_ptr<Node>> Coordinator::sync(const wire::NodeSyncRequest& req
                                              std::to_string(term().value) + ": register again");
   }
   node->synced = true;
+  if (request.path_size() > 0) {
+    const std::scoped_lock lock(node->paths_mutex);
+    node->paths.assign(request.path().begin(), request.path().end());
+  }
   {
     const std::scoped_lock lock(node->sync_mutex);
     // Answers on one connection arrive in order: this request proves that the last answer did.

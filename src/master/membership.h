@@ -22,6 +22,7 @@
 #include "master/segment.h"
 #include "master/types.h"
 #include "net/server.h"
+#include "wire.pb.h"
 
 namespace moonpool::master {
 
@@ -50,6 +51,9 @@ struct Node {
   std::uint64_t fenced_told = 0;
   std::uint64_t fenced_sent = 0;
   std::weak_ptr<void> sync_session;
+  // As the node last told, for the status page.
+  std::mutex paths_mutex;  // guards paths
+  std::vector<wire::PathReport> paths;
   std::vector<std::shared_ptr<Segment>> segments;  // guarded by Membership's mutex, like the next
   const void* attends_by = nullptr;                // the session
 };

@@ -135,13 +135,26 @@ std::string status_json(Coordinator& coordinator, TimeMs now) {
   json::array nodes;
   for (const auto& node : coordinator.membership().nodes()) {
     const TimeMs seen = node->last_seen;
+    json::array paths;
+    {
+      const std::scoped_lock lock(node->paths_mutex);
+      for (const auto& report : node->paths) {
+        paths.push_back(json::object{{"peer", report.peer()},
+                                     {"path", report.path()},
+                                     {"reason", report.reason()},
+                                     {"written_bytes", report.bytes_written()},
+                                     {"read_bytes", report.bytes_read()},
+                                     {"failures", report.failures()}});
+      }
+    }
     nodes.push_back(json::object{{"id", node->id.to_string()},
                                  {"name", node->name},
                                  {"host", node->host},
                                  {"port", node->port},
                                  {"last_seen_ms_ago", now > seen ? now - seen : 0},
                                  {"producer", node->producer.load()},
-                                 {"retirements_outstanding", node->outbox->outstanding()}});
+                                 {"retirements_outstanding", node->outbox->outstanding()},
+                                 {"paths", std::move(paths)}});
   }
   status["nodes"] = std::move(nodes);
   json::array segments;

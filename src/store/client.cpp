@@ -185,6 +185,18 @@ std::vector<Result<std::vector<std::byte>>> Client::get(std::span<const std::str
   return values;
 }
 
+std::vector<Result<View>> Client::view(std::span<const std::string_view> keys) {
+  const auto pass = impl_->runtime.enter();
+  if (!pass) {
+    std::vector<Result<View>> closed;
+    for (std::size_t i = 0; i < keys.size(); ++i) closed.emplace_back(closed_status());
+    return closed;
+  }
+  auto views = impl_->runtime.views().view(keys, impl_->deadline());
+  log_first("get_buffer", views);
+  return views;
+}
+
 std::vector<std::int32_t> Client::exist(std::span<const std::string_view> keys) {
   const auto pass = impl_->runtime.enter();
   if (!pass) return std::vector<std::int32_t>(keys.size(), kClosedCode);

@@ -19,6 +19,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/deadline.h"
@@ -41,6 +42,7 @@ struct ClientOptions {
   std::string tenant = "default";
   std::string cluster_token;
   bool checksums = true;
+  std::string paths;                                   // those that data may take, of "local,shm,tcp"; empty: all
   std::chrono::milliseconds operation_timeout{10000};  // of one put/get/exist/remove call, whatever its batch size
   std::chrono::milliseconds setup_timeout{10000};
   std::chrono::milliseconds handover_wait{500};  // upper bound of exist()'s wait for blocks on their way; 0: never
@@ -61,6 +63,26 @@ struct Replica {
   std::string segment_name;  // "host:port" of the owner
   std::uint64_t address = 0;
   std::uint64_t size = 0;
+};
+
+// The bytes of an object for reading: pinned where they lie in the pool, or a copy in memory of its own. Valid while it lives, whatever
+// becomes of the client, the object, and the owner's process. A pinned object cannot be overwritten or its space reused, so let go of views
+// soon.
+class View {
+ public:
+  View() = default;
+  explicit View(std::vector<std::byte> copy) : copy_(std::move(copy)), bytes_(copy_) {}
+  View(ConstBytes bytes, std::shared_ptr<const void> pin) : bytes_(bytes), pin_(std::move(pin)) {}
+  View(View&&) = default;  // a moved vector keeps its memory
+  View& operator=(View&&) = default;
+
+  [[nodiscard]] ConstBytes bytes() const { return bytes_; }
+  [[nodiscard]] bool pinned() const { return pin_ != nullptr; }
+
+ private:
+  std::vector<std::byte> copy_;
+  ConstBytes bytes_;
+  std::shared_ptr<const void> pin_;
 };
 
 // A range of an object into (or from) the caller's memory.
@@ -93,6 +115,9 @@ class Client {
   std::vector<std::int64_t> get_ranges(std::span<const RangeRead> reads);
   // Whole values into fresh memory. A miss is kObjectNotFound.
   std::vector<Result<std::vector<std::byte>>> get(std::span<const std::string_view> keys);
+
+  // Whole values, without a copy where the owner is this process or shares memory with it, and the object is worth a pin. Codes as get().
+  std::vector<Result<View>> view(std::span<const std::string_view> keys);
 
   // 1, 0, or negative only when the master could not answer. Waits at most options.handover_wait for keys on their way.
   std::vector<std::int32_t> exist(std::span<const std::string_view> keys);

@@ -2,12 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/logging.h"
 #include "metadata/metadata_url.h"
 #include "metadata/open_metadata_store.h"
 #include "transfer/local/local_transport.h"
+#include "transfer/shm/shm_transport.h"
 #include "transfer/tcp/tcp_transport.h"
 #include "wire.pb.h"
 
@@ -34,12 +36,38 @@ Status check_protocol(const std::string& protocol) {
   return {ErrorCode::kInvalidParams, fmt::format("protocol \"{}\" is unknown; set \"protocol\": \"tcp\"", protocol)};
 }
 
+constexpr std::string_view kPaths[] = {"local", "shm", "tcp"};
+
+// Of a comma-separated list; an empty one has all.
+bool lists(std::string_view paths, std::string_view wanted) {
+  if (paths.empty()) return true;
+  while (!paths.empty()) {
+    const auto comma = std::min(paths.find(','), paths.size());
+    if (paths.substr(0, comma) == wanted) return true;
+    paths.remove_prefix(std::min(comma + 1, paths.size()));
+  }
+  return false;
+}
+
+Status check_paths(std::string_view paths) {
+  std::size_t known = 0;
+  for (const auto path : kPaths) known += lists(paths, path) ? path.size() + 1 : 0;
+  if (paths.empty() || known == paths.size() + 1) return {};
+  return {ErrorCode::kInvalidParams, fmt::format("paths \"{}\": give some of local, shm and tcp with commas between, each once", paths)};
+}
+
 }  // namespace
 
 void ClientRuntime::add_real_paths(transfer::PathSelector& paths, ClientRuntime& runtime) {
   const bool verify = runtime.options().checksums;
-  paths.add(std::make_unique<transfer::LocalTransport>(runtime.owner(), runtime.node(), verify));
-  paths.add(std::make_unique<transfer::TcpTransport>(runtime.lanes(), verify));
+  const std::string& allowed = runtime.options().paths;
+  if (lists(allowed, "local")) paths.add(std::make_unique<transfer::LocalTransport>(runtime.owner(), runtime.node(), verify));
+  if (lists(allowed, "shm")) {
+    paths.add(std::make_unique<transfer::ShmTransport>(runtime.identity(), verify));
+  } else {
+    paths.rule_out("shm disabled by MOONPOOL_PATHS or --paths");
+  }
+  if (lists(allowed, "tcp")) paths.add(std::make_unique<transfer::TcpTransport>(runtime.lanes(), verify));
 }
 
 ClientRuntime::ClientRuntime(ClientOptions options, AddPaths add_paths) : options_(std::move(options)), add_paths_(std::move(add_paths)) {}
@@ -60,6 +88,7 @@ Status ClientRuntime::open() {
 
 Status ClientRuntime::check_options() {
   MOONPOOL_RETURN_IF_ERROR(check_protocol(options_.protocol));
+  MOONPOOL_RETURN_IF_ERROR(check_paths(options_.paths));
   auto address = parse_node_address(options_.local_hostname);
   if (!address) return address.status();
   address_ = std::move(*address);
@@ -90,6 +119,7 @@ Status ClientRuntime::start_server(Deadline deadline) {
   MOONPOOL_RETURN_IF_ERROR(check_is_ours(address_, deadline));
   if (options_.segment_size > 0) {
     if (const auto mounted = owner_.mount(options_.segment_size); !mounted) return mounted.status();
+    share();
   }
   net::ServerOptions server;
   server.host = address_.host;
@@ -104,18 +134,31 @@ Status ClientRuntime::start_server(Deadline deadline) {
   return {};
 }
 
+// Whoever cannot share uses tcp, so this is no reason not to start.
+void ClientRuntime::share() {
+  if (!lists(options_.paths, "shm")) return;
+  auto sharing = std::make_unique<transfer::OwnerServer>(owner_, identity_);
+  if (const Status status = sharing->start(); status.ok()) {
+    sharing_ = std::move(sharing);
+  } else {
+    log::info("this node's memory is not shared with other processes of this host, which will use tcp: {}", status.message());
+  }
+}
+
 Status ClientRuntime::join(Deadline deadline) {
   lanes_ = std::make_unique<net::LanePool>(identity_);
   add_paths_(paths_, *this);
   master_ = std::make_unique<MasterClient>(masters_, identity_, standing_);
   puts_ = std::make_unique<PutPath>(identity_.node_id, options_.tenant, *master_, paths_, standing_);
   gets_ = std::make_unique<GetPath>(identity_.node_id, options_.tenant, *master_, paths_, standing_);
+  views_ = std::make_unique<ViewPath>(identity_.node_id, *gets_, paths_);
   MembershipOptions membership;
   membership.identity = identity_;
   membership.name = name_;
   membership.listen = {address_.host, address_.port};
   membership.protocol = options_.protocol;
   membership.masters = masters_;
+  membership.path_use = [this] { return paths_.use(); };
   membership.registered_again = [this] {
     // The metadata server may be the master's own, which forgot everything with it.
     if (const Status status = publish(Deadline::after(kRepublishTimeout)); !status.ok())
@@ -169,6 +212,8 @@ void ClientRuntime::take_down() {
   if (master_) master_->close();
   if (lanes_) lanes_->close();
   if (server_) server_->stop();
+  // Before the memory goes: other processes keep their own mappings, so views there stay valid, and writers hurt nobody any more.
+  if (sharing_) sharing_->stop();
   for (const auto& segment : owner_.segments()) {
     if (const Status status = owner_.unmount(segment.incarnation, Deadline::after(kUnmountTimeout)); !status.ok()) {
       log::warning("unmounting this node's segment: {}", status.to_string());

@@ -24,8 +24,10 @@
 #include "store/node_address.h"
 #include "store/put_path.h"
 #include "store/standing.h"
+#include "store/view_path.h"
 #include "transfer/owner.h"
 #include "transfer/path_selector.h"
+#include "transfer/shm/owner_server.h"
 
 namespace moonpool::store {
 
@@ -49,9 +51,12 @@ class ClientRuntime {
   [[nodiscard]] MasterClient& master() { return *master_; }
   [[nodiscard]] const PutPath& puts() const { return *puts_; }
   [[nodiscard]] const GetPath& gets() const { return *gets_; }
+  [[nodiscard]] const ViewPath& views() const { return *views_; }
   [[nodiscard]] Membership& membership() { return *membership_; }
   [[nodiscard]] transfer::Owner& owner() { return owner_; }
   [[nodiscard]] net::LanePool& lanes() { return *lanes_; }
+  [[nodiscard]] const net::Identity& identity() const { return identity_; }
+  [[nodiscard]] const transfer::PathSelector& paths() const { return paths_; }
 
  private:
   [[nodiscard]] Status check_options();
@@ -59,6 +64,7 @@ class ClientRuntime {
   [[nodiscard]] Status start_server(Deadline deadline);
   [[nodiscard]] Status join(Deadline deadline);
   [[nodiscard]] Status publish(Deadline deadline) const;  // any thread once the server has started
+  void share();
   void take_down();
 
   const ClientOptions options_;
@@ -73,6 +79,7 @@ class ClientRuntime {
   std::unique_ptr<metadata::MetadataStore> metadata_;  // null: nothing is published
   bool published_ = false;
   transfer::Owner owner_;
+  std::unique_ptr<transfer::OwnerServer> sharing_;  // null: nobody shares this node's memory
   std::unique_ptr<net::Server> server_;
   std::unique_ptr<net::LanePool> lanes_;
   transfer::PathSelector paths_;
@@ -80,6 +87,7 @@ class ClientRuntime {
   std::unique_ptr<Membership> membership_;
   std::unique_ptr<PutPath> puts_;
   std::unique_ptr<GetPath> gets_;
+  std::unique_ptr<ViewPath> views_;
 
   std::mutex close_mutex_;  // one close() at a time; guards closed_
   bool closed_ = false;

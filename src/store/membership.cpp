@@ -22,6 +22,8 @@ constexpr seconds kCallTimeout{10};       // of registering and mounting
 constexpr seconds kFenceTimeout{10};      // for writes under an older term to leave the owner's memory
 constexpr seconds kSyncGrace{5};          // beyond the interval in which the master promised to answer
 constexpr milliseconds kRetireWait{100};  // for readers and writers to leave, before the next NodeSync acknowledges what is done
+constexpr seconds kPathReportInterval{5};
+constexpr std::size_t kMostReportedPaths = 64;  // those that most bytes went over
 constexpr std::size_t kReportBytes = 1U << 20;
 constexpr std::size_t kEntryOverhead = 48;  // of a catalogue entry on the wire, beyond its key
 
@@ -219,6 +221,7 @@ Status Membership::sync() {
   request.set_node_id(options_.identity.node_id.to_bytes());
   request.set_term(term_.value);
   for (const std::uint64_t sequence : acknowledged_) request.add_acknowledged(sequence);
+  add_paths_to(request);
   wire::NodeSyncReply reply;
   MOONPOOL_RETURN_IF_ERROR(call(wire::METHOD_NODE_SYNC, request, reply, Deadline::after(sync_interval_ + kSyncGrace)));
   acknowledged_.clear();
@@ -227,6 +230,24 @@ Status Membership::sync() {
   }
   carry_out(reply);
   return {};
+}
+
+void Membership::add_paths_to(wire::NodeSyncRequest& request) {
+  if (!options_.path_use || !next_path_report_.expired()) return;
+  next_path_report_ = Deadline::after(kPathReportInterval);
+  auto all = options_.path_use();
+  const auto bytes = [](const transfer::PathUse& use) { return use.bytes_written + use.bytes_read; };
+  std::ranges::sort(all, [&](const auto& a, const auto& b) { return bytes(a) > bytes(b); });
+  for (std::size_t i = 0; i < std::min(all.size(), kMostReportedPaths); ++i) {
+    auto& report = *request.add_path();
+    report.set_node_id(all[i].peer.node.to_bytes());
+    report.set_peer(all[i].peer.endpoint.to_string());
+    report.set_path(all[i].path);
+    report.set_reason(all[i].reason);
+    report.set_bytes_written(all[i].bytes_written);
+    report.set_bytes_read(all[i].bytes_read);
+    report.set_failures(all[i].failures);
+  }
 }
 
 void Membership::carry_out(const wire::NodeSyncReply& reply) {

@@ -32,6 +32,7 @@
 #include "store/fenced_memory.h"
 #include "store/standing.h"
 #include "transfer/owner.h"
+#include "transfer/path_selector.h"
 #include "wire.pb.h"
 
 namespace moonpool::store {
@@ -45,6 +46,8 @@ struct MembershipOptions {
   // Called on the membership thread after each registration but the first: the master was restarted, and what is kept beside it may be lost
   // too. Must not block for longer than a heartbeat may be late.
   std::function<void()> registered_again;
+  // For the master's status; called on the membership thread every kPathReportInterval.
+  std::function<std::vector<transfer::PathUse>()> path_use;
 };
 
 class Membership {
@@ -67,6 +70,7 @@ class Membership {
   [[nodiscard]] Status report(const transfer::SegmentStatus& segment);
   [[nodiscard]] Status attend();
   [[nodiscard]] Status sync();
+  void add_paths_to(wire::NodeSyncRequest& request);
   void carry_out(const wire::NodeSyncReply& reply);
   void note_failure(const Status& status, bool& registered);
   [[nodiscard]] std::string gave_up_text(const Status& status) const;
@@ -90,6 +94,7 @@ class Membership {
   Term term_;                              // of the last registration
   bool registered_before_ = false;
   std::chrono::milliseconds sync_interval_{1000};
+  Deadline next_path_report_ = Deadline::at({});
   std::vector<std::uint64_t> acknowledged_;        // carried out, not told to the master yet
   std::unordered_set<std::uint64_t> outstanding_;  // ordered, and waiting for readers or writers to leave
 };

@@ -28,6 +28,7 @@ struct Values {
   std::string metadata_server;
   std::string protocol = "tcp";
   std::string device_names;
+  std::string paths;
   std::string tenant_id = "default";
   std::string cluster_token_file;
   std::string log_level;
@@ -64,6 +65,8 @@ const std::vector<Flag>& flags() {
       {"protocol", Kind::kText, "tcp", [](Values& v, std::string_view t, std::uint64_t) { v.protocol = t; }},
       {"device_names", Kind::kText, "network devices, for protocols that need them",
        [](Values& v, std::string_view t, std::uint64_t) { v.device_names = t; }},
+      {"paths", Kind::kText, "those that data may take, some of local,shm,tcp (all)",
+       [](Values& v, std::string_view t, std::uint64_t) { v.paths = t; }},
       {"tenant_id", Kind::kText, "default", [](Values& v, std::string_view t, std::uint64_t) { v.tenant_id = t; }},
       {"cluster_token_file", Kind::kText, "a file whose first line is the cluster's token (else MOONPOOL_CLUSTER_TOKEN)",
        [](Values& v, std::string_view t, std::uint64_t) { v.cluster_token_file = t; }},
@@ -183,6 +186,7 @@ Result<NodeSettings> settings_of(const Values& values, std::vector<std::string> 
   settings.client.local_buffer_size = values.local_buffer_size;
   settings.client.protocol = values.protocol;
   settings.client.device_names = values.device_names;
+  settings.client.paths = values.paths;
   settings.client.tenant = values.tenant_id;
   settings.token_file = values.cluster_token_file;
   settings.log_level = values.log_level;

@@ -46,6 +46,12 @@ std::uint64_t root_of(std::span<const std::uint64_t> chunk_checksums) {
   return checksum(std::as_bytes(chunk_checksums));
 }
 
+static_assert(sizeof(ChunkState) == sizeof(XXH3_state_t) && alignof(ChunkState) >= alignof(XXH3_state_t));
+
+void ChunkState::reset() { kernel().reset(state_.data()); }
+void ChunkState::update(std::span<const std::byte> bytes) { kernel().update(state_.data(), bytes.data(), bytes.size()); }
+std::uint64_t ChunkState::digest() const { return kernel().digest(state_.data()); }
+
 struct ChunkHasher::State {
   XXH3_state_t hash;
   std::size_t filled = 0;  // bytes of the unfinished chunk

@@ -6,6 +6,7 @@
 // The instruction set is chosen once, at run time. Threads: functions from any; a ChunkHasher belongs to one.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -23,6 +24,17 @@ inline constexpr std::size_t kChecksumChunk = 256 * 1024;
 // Of one chunk that is scattered over pieces.
 [[nodiscard]] std::uint64_t checksum_of_pieces(std::span<const std::span<const std::byte>> pieces);
 [[nodiscard]] std::uint64_t root_of(std::span<const std::uint64_t> chunk_checksums);
+
+// One chunk's checksum, fed part by part; no allocation.
+class ChunkState {
+ public:
+  void reset();
+  void update(std::span<const std::byte> bytes);
+  [[nodiscard]] std::uint64_t digest() const;
+
+ private:
+  alignas(64) std::array<std::byte, 576> state_;  // not initialised before reset()
+};
 
 // Feeds pieces of any size; a checksum falls out at every chunk boundary. Allocates nothing per piece.
 class ChunkHasher {

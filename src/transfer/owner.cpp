@@ -12,6 +12,7 @@
 #include "transfer/catalogue.h"
 #include "transfer/checksum.h"
 #include "transfer/grant_ledger.h"
+#include "transfer/remote_writers.h"
 #include "transfer/segment_memory.h"
 
 namespace moonpool::transfer {
@@ -153,9 +154,21 @@ class Owner::Impl {
 
   Incarnation add(std::shared_ptr<SegmentMemory> memory) {
     const auto incarnation = Incarnation::generate();
-    const std::unique_lock lock(registry_);
-    segments_.emplace(incarnation, std::make_shared<Segment>(incarnation, std::move(memory), term_, departures_));
+    {
+      const std::unique_lock lock(registry_);
+      segments_.emplace(incarnation, std::make_shared<Segment>(incarnation, std::move(memory), term_, departures_));
+    }
+    if (const auto writers = remote(); writers != nullptr) writers->announce_open(incarnation);
     return incarnation;
+  }
+
+  std::shared_ptr<RemoteWriters> remote() const {
+    const std::shared_lock lock(registry_);
+    return remote_;
+  }
+  // What writers of other processes have done so far is in the catalogues afterwards.
+  void harvest() const {
+    if (const auto writers = remote(); writers != nullptr) writers->harvest();
   }
 
   std::shared_ptr<Segment> find(const Incarnation& incarnation) const {
@@ -163,6 +176,8 @@ class Owner::Impl {
     const auto found = segments_.find(incarnation);
     return found == segments_.end() ? nullptr : found->second;
   }
+
+  Result<Pin> pin_for_reading(const ExtentRef& ref, const std::function<void()>& abort) const;
 
   std::vector<std::shared_ptr<Segment>> all() const {
     std::vector<std::shared_ptr<Segment>> list;
@@ -175,9 +190,17 @@ class Owner::Impl {
   Result<std::shared_ptr<SegmentMemory>> withdraw(const Incarnation& incarnation, Deadline deadline) {
     const auto segment = find(incarnation);
     if (segment == nullptr) return stale(incarnation);
+    if (const auto writers = remote(); writers != nullptr) {
+      writers->announce_closing(incarnation);
+      writers->harvest();
+    }
     segment->close();
     MOONPOOL_SYNC_POINT("owner.withdraw.closed");
-    if (!departures_->wait([&] { return segment->idle(); }, deadline)) {
+    const auto left = [&] {
+      harvest();
+      return segment->idle();
+    };
+    if (!departures_->wait(left, deadline)) {
       return Status(ErrorCode::kRpcTimeout,
                     "segment " + incarnation.to_string() + " is closed, but a reader or writer has not left it in time: try again");
     }
@@ -191,9 +214,10 @@ class Owner::Impl {
   }
 
   std::shared_ptr<Departures> departures_ = std::make_shared<Departures>();
-  mutable std::shared_mutex registry_;  // guards segments_ and term_; taken before a segment's mutex
+  mutable std::shared_mutex registry_;  // guards segments_, term_ and remote_; taken before a segment's mutex
   std::unordered_map<Incarnation, std::shared_ptr<Segment>> segments_;
   Term term_;
+  std::shared_ptr<RemoteWriters> remote_;
   std::mutex retirements_mutex_;                            // guards retirements_; taken before registry_ and segments' mutexes
   std::map<std::uint64_t, PendingRetirement> retirements_;  // by sequence
 };
@@ -226,7 +250,36 @@ Result<Incarnation> Owner::remount(const Incarnation& incarnation, Deadline dead
   return impl_->add(std::move(*memory));
 }
 
+void Owner::attach(std::shared_ptr<RemoteWriters> writers) {
+  Term term;
+  {
+    const std::unique_lock lock(impl_->registry_);
+    impl_->remote_ = writers;
+    term = impl_->term_;
+  }
+  if (writers == nullptr) return;
+  writers->announce_term(term);
+  for (const auto& segment : impl_->all()) {
+    Version oldest;
+    {
+      const std::scoped_lock lock(segment->mutex);
+      if (segment->closing) continue;
+      oldest = segment->ledger.oldest();
+    }
+    writers->announce_oldest(oldest);
+    writers->announce_open(segment->incarnation);
+  }
+}
+
+std::shared_ptr<SegmentMemory> Owner::memory_of(const Incarnation& incarnation) const {
+  const auto segment = impl_->find(incarnation);
+  if (segment == nullptr) return nullptr;
+  const std::scoped_lock lock(segment->mutex);
+  return segment->closing ? nullptr : segment->memory;
+}
+
 std::vector<SegmentStatus> Owner::segments() const {
+  impl_->harvest();
   std::vector<SegmentStatus> list;
   for (const auto& segment : impl_->all()) {
     const std::scoped_lock lock(segment->mutex);
@@ -255,6 +308,10 @@ Status Owner::adopt_term(Term term, Deadline deadline) {
     const std::scoped_lock retirements(impl_->retirements_mutex_);
     impl_->retirements_.clear();
   }
+  if (const auto writers = impl_->remote(); writers != nullptr) {
+    writers->announce_term(term);
+    writers->harvest();
+  }
   const auto segments = impl_->all();
   const auto older = [term](const Extent& extent) { return extent.version.term < term; };
   std::vector<AbortHook> aborts;
@@ -267,6 +324,7 @@ Status Owner::adopt_term(Term term, Deadline deadline) {
   MOONPOOL_SYNC_POINT("owner.adopt_term.cancelled");
   const bool left = impl_->departures_->wait(
       [&] {
+        impl_->harvest();
         return std::ranges::none_of(segments, [&](const auto& segment) {
           const std::scoped_lock lock(segment->mutex);
           return segment->catalogue.has_writer(older);
@@ -284,6 +342,7 @@ Term Owner::term() const {
 }
 
 std::vector<CatalogueEntry> Owner::catalogue(const Incarnation& incarnation) const {
+  impl_->harvest();
   const auto segment = impl_->find(incarnation);
   if (segment == nullptr) return {};
   const std::scoped_lock lock(segment->mutex);
@@ -291,6 +350,10 @@ std::vector<CatalogueEntry> Owner::catalogue(const Incarnation& incarnation) con
 }
 
 std::vector<std::uint64_t> Owner::retire(std::span<const RetirementOrder> orders, Deadline deadline) {
+  if (const auto writers = impl_->remote(); writers != nullptr && !orders.empty()) {
+    for (const auto& order : orders) writers->announce_retired(order.extent.offset, order.extent.version);
+    writers->harvest();
+  }
   std::vector<AbortHook> aborts;
   {
     const std::scoped_lock retirements(impl_->retirements_mutex_);
@@ -308,6 +371,7 @@ std::vector<std::uint64_t> Owner::retire(std::span<const RetirementOrder> orders
 
   std::vector<std::uint64_t> complete;
   const auto collect = [&] {
+    impl_->harvest();
     const std::scoped_lock retirements(impl_->retirements_mutex_);
     std::erase_if(impl_->retirements_, [&](const auto& item) {
       const auto& [sequence, order] = item;
@@ -325,6 +389,10 @@ std::vector<std::uint64_t> Owner::retire(std::span<const RetirementOrder> orders
 }
 
 void Owner::set_oldest_grant(Version version) {
+  if (const auto writers = impl_->remote(); writers != nullptr) {
+    writers->announce_oldest(version);
+    writers->harvest();
+  }
   std::vector<AbortHook> aborts;
   for (const auto& segment : impl_->all()) {
     const std::scoped_lock lock(segment->mutex);
@@ -375,18 +443,26 @@ Status Owner::complete_write(Pin pin, std::string_view key, std::span<const std:
 }
 
 Result<Owner::Pin> Owner::begin_read(const ExtentRef& ref, std::function<void()> abort) {
-  auto segment = impl_->find(ref.incarnation);
-  if (segment == nullptr) return Impl::stale(ref.incarnation);
+  auto pin = impl_->pin_for_reading(ref, abort);
+  if (pin.code() != ErrorCode::kReplicaGone) return pin;
+  // A writer of another process may have completed it a moment ago.
+  impl_->harvest();
+  return impl_->pin_for_reading(ref, abort);
+}
+
+Result<Owner::Pin> Owner::Impl::pin_for_reading(const ExtentRef& ref, const std::function<void()>& abort) const {
+  auto segment = find(ref.incarnation);
+  if (segment == nullptr) return stale(ref.incarnation);
   std::uint64_t ticket = 0;
   Result<Extent*> extent(ErrorCode::kInternal, "not tried");
   {
     const std::scoped_lock lock(segment->mutex);
-    if (segment->closing) return Impl::stale(ref.incarnation);
+    if (segment->closing) return stale(ref.incarnation);
     extent = segment->catalogue.begin_read(ref.offset, ref.length, ref.version);
     if (!extent.ok()) return extent.status();
     if (abort) {
       ticket = ++segment->last_ticket;
-      segment->reader_aborts.emplace(ticket, std::move(abort));
+      segment->reader_aborts.emplace(ticket, abort);
     }
   }
   return Pin(std::move(segment), *extent, Pin::Role::kReader, ticket);

@@ -8,6 +8,8 @@
 //  - a read names the extent's version, and pins it while bytes leave;
 //  - retiring an extent takes it out of the catalogue at once, refuses and aborts its writer, and is acknowledged only when no writer and
 //    no reader touches its memory any more;
+//  - writers of other processes that copy into shared memory (shm/) are taken into the catalogue before anything is decided about it
+//    (remote_writers.h), so all of this holds for them too;
 //  - adopting a higher term aborts the writes in flight and waits until they have left, so that a catalogue snapshot taken
 //    afterwards is complete and no older grant can change memory any more.
 //
@@ -60,6 +62,8 @@ struct RetirementOrder {
 };
 
 struct Extent;
+class RemoteWriters;
+class SegmentMemory;
 
 class Owner {
  public:
@@ -128,6 +132,11 @@ class Owner {
   // extent.length 0: whatever it is. `abort`, if given, is called as above when the segment is unmounted. kReplicaGone, kStaleIncarnation,
   // kInvalidRead.
   [[nodiscard]] Result<Pin> begin_read(const ExtentRef& extent, std::function<void()> abort = {});
+
+  // From now on `writers` (remote_writers.h) hears of every change; null: nobody does. It is told what holds already.
+  void attach(std::shared_ptr<RemoteWriters> writers);
+  // The memory behind a mounted segment, for those who share it; null when it is not mounted (any more).
+  [[nodiscard]] std::shared_ptr<SegmentMemory> memory_of(const Incarnation& incarnation) const;
 
   // Registers METHOD_WRITE and METHOD_READ at the process's server (tcp/extent_service.cpp).
   void serve(net::Server& server);

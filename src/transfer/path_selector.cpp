@@ -1,5 +1,6 @@
 #include "transfer/path_selector.h"
 
+#include <algorithm>
 #include <mutex>
 #include <utility>
 
@@ -11,6 +12,9 @@ Status unreachable(const Peer& peer) {
   return {ErrorCode::kUnavailable, "no path reaches the node " + peer.node.to_string() + " at " + peer.endpoint.to_string()};
 }
 
+// The next path may do better.
+bool of_the_path(const Status& status) { return status.code() == ErrorCode::kUnavailable || status.code() == ErrorCode::kNotSupported; }
+
 }  // namespace
 
 Transport* PathSelector::path_to(const Peer& peer) const {
@@ -20,70 +24,112 @@ Transport* PathSelector::path_to(const Peer& peer) const {
   return nullptr;
 }
 
-PathSelector::Counters* PathSelector::counters_of(const Peer& peer, const Transport* path) {
+std::shared_ptr<PathSelector::PathCounters> PathSelector::counters_of(const Peer& peer) {
   {
     const std::shared_lock lock(mutex_);
-    if (const auto found = counters_.find(peer.node); found != counters_.end()) return found->second.get();
+    if (const auto found = counters_.find(peer.node); found != counters_.end()) return found->second;
     if (counters_.size() >= kMaxCountedPeers) return nullptr;
   }
-  auto fresh = std::make_unique<Counters>();
-  fresh->peer = peer;
-  fresh->path = path;
+  auto fresh = std::make_shared<PathCounters>(paths_.size());
+  for (auto& counters : *fresh) counters.peer = peer;
   const std::unique_lock lock(mutex_);
-  return counters_.try_emplace(peer.node, std::move(fresh)).first->second.get();
+  return counters_.try_emplace(peer.node, std::move(fresh)).first->second;
+}
+
+// Over path after path, until no operation is left that another path could do. `move` has a batch carried out by a path and `count` books
+// what came of an operation.
+template <typename Operation, typename Move, typename Count>
+void PathSelector::run(const Peer& peer, std::span<Operation> operations, const Move& move, const Count& count) {
+  std::vector<Operation> again;  // a copy of what is left, once some of a batch has failed
+  std::vector<std::size_t> places;
+  std::span<Operation> batch = operations;
+  std::shared_ptr<PathCounters> counters;
+  bool reached = false;
+  for (std::size_t i = 0; i < paths_.size() && !batch.empty(); ++i) {
+    if (!paths_[i]->reaches(peer)) continue;
+    reached = true;
+    move(*paths_[i], batch);
+    if (counters == nullptr) counters = counters_of(peer);
+    if (counters != nullptr) {
+      for (const auto& operation : batch) count((*counters)[i], operation);
+    }
+    if (batch.data() == again.data() && !again.empty()) {
+      for (std::size_t k = 0; k < batch.size(); ++k) operations[places[k]] = batch[k];
+    }
+    if (i + 1 == paths_.size()) break;
+    again.clear();
+    places.clear();
+    for (std::size_t k = 0; k < operations.size(); ++k) {
+      if (!of_the_path(operations[k].status)) continue;
+      again.push_back(operations[k]);
+      places.push_back(k);
+    }
+    batch = again;
+  }
+  if (reached) return;
+  for (auto& operation : operations) operation.status = unreachable(peer);
 }
 
 void PathSelector::write(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) {
-  Transport* const path = path_to(peer);
-  if (path == nullptr) {
-    for (auto& operation : operations) operation.status = unreachable(peer);
-    return;
-  }
-  path->write(peer, operations, deadline);
-  Counters* const counters = counters_of(peer, path);
-  if (counters == nullptr) return;
-  std::uint64_t bytes = 0;
-  std::uint64_t failures = 0;
-  for (const auto& operation : operations) {
-    if (operation.status.ok()) {
-      bytes += operation.extent.length;
-    } else {
-      ++failures;
-    }
-  }
-  counters->writes += operations.size();
-  counters->bytes_written += bytes;
-  counters->failures += failures;
+  run(
+      peer, operations, [&](Transport& path, std::span<WriteOperation> batch) { path.write(peer, batch, deadline); },
+      [](Counters& counters, const WriteOperation& operation) {
+        ++counters.writes;
+        if (operation.status.ok()) counters.bytes_written += operation.extent.length;
+        if (!operation.status.ok()) ++counters.failures;
+      });
 }
 
 void PathSelector::read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) {
-  Transport* const path = path_to(peer);
-  if (path == nullptr) {
-    for (auto& operation : operations) operation.status = unreachable(peer);
+  run(
+      peer, operations, [&](Transport& path, std::span<ReadOperation> batch) { path.read(peer, batch, deadline); },
+      [](Counters& counters, const ReadOperation& operation) {
+        ++counters.reads;
+        if (operation.status.ok()) counters.bytes_read += operation.length;
+        if (!operation.status.ok()) ++counters.failures;
+      });
+}
+
+void PathSelector::view(const Peer& peer, std::span<ViewOperation> operations, Deadline deadline) {
+  for (auto& operation : operations) operation.status = unreachable(peer);
+  for (std::size_t i = 0; i < paths_.size(); ++i) {
+    if (!paths_[i]->reaches(peer)) continue;
+    paths_[i]->view(peer, operations, deadline);
+    const auto counters = counters_of(peer);
+    if (counters == nullptr) return;
+    for (const auto& operation : operations) {
+      if (!operation.status.ok()) continue;
+      ++(*counters)[i].reads;
+      (*counters)[i].bytes_read += operation.extent.length;
+    }
     return;
   }
-  path->read(peer, operations, deadline);
-  Counters* const counters = counters_of(peer, path);
-  if (counters == nullptr) return;
-  std::uint64_t bytes = 0;
-  std::uint64_t failures = 0;
-  for (const auto& operation : operations) {
-    if (operation.status.ok()) {
-      bytes += operation.length;
-    } else {
-      ++failures;
-    }
+}
+
+std::string PathSelector::reason_for(const Peer& peer, std::size_t path) const {
+  std::string text = ruled_out_;
+  for (std::size_t i = 0; i < path; ++i) {
+    const std::string reason = paths_[i]->why_not(peer);
+    if (!reason.empty()) text += (text.empty() ? "" : "; ") + reason;
   }
-  counters->reads += operations.size();
-  counters->bytes_read += bytes;
-  counters->failures += failures;
+  return text;
 }
 
 std::vector<PathUse> PathSelector::use() const {
+  std::vector<std::shared_ptr<PathCounters>> all;
+  {
+    const std::shared_lock lock(mutex_);
+    for (const auto& [node, counters] : counters_) all.push_back(counters);
+  }
+  std::ranges::sort(all, [](const auto& a, const auto& b) { return a->front().peer.node < b->front().peer.node; });
   std::vector<PathUse> list;
-  const std::shared_lock lock(mutex_);
-  for (const auto& [node, c] : counters_) {
-    list.push_back({c->peer, std::string(c->path->name()), c->writes, c->bytes_written, c->reads, c->bytes_read, c->failures});
+  for (const auto& counters : all) {
+    for (std::size_t i = 0; i < counters->size(); ++i) {
+      const Counters& c = (*counters)[i];
+      if (c.writes + c.reads == 0) continue;
+      list.push_back(
+          {c.peer, std::string(paths_[i]->name()), reason_for(c.peer, i), c.writes, c.bytes_written, c.reads, c.bytes_read, c.failures});
+    }
   }
   return list;
 }

@@ -89,5 +89,53 @@ TEST_F(PathSelectorTest, TheFakesFaultsHappenOnCommand) {
   EXPECT_TRUE(read.status.ok()) << "the segment itself is whole: " << read.status.to_string();
 }
 
+// A path that reaches everybody and can do nothing.
+class UselessPath final : public Transport {
+ public:
+  explicit UselessPath(ErrorCode code) : code_(code) {}
+  [[nodiscard]] std::string_view name() const override { return "useless"; }
+  [[nodiscard]] bool reaches(const Peer&) const override { return true; }
+  void write(const Peer&, std::span<WriteOperation> operations, Deadline) override {
+    // Every second operation succeeds, so that what is left over is no front of the batch.
+    for (std::size_t i = 0; i < operations.size(); ++i) operations[i].status = i % 2 == 0 ? Status(code_, "useless") : Status();
+  }
+  void read(const Peer&, std::span<ReadOperation> operations, Deadline) override {
+    for (auto& operation : operations) operation.status = Status(code_, "useless");
+  }
+  [[nodiscard]] std::string why_not(const Peer&) const override { return "the reason"; }
+
+ private:
+  const ErrorCode code_;
+};
+
+TEST(PathSelectorFallThroughTest, WhatAPathCannotDoGoesOverTheNextOneAndTheReasonIsShown) {
+  Owner owner;
+  ASSERT_TRUE(owner.adopt_term(Term{1}, Deadline::after(seconds(5))).ok());
+  const auto incarnation = *owner.mount(1 << 20);
+  const NodeId self = NodeId::generate();
+  const std::vector<std::byte> data(100, std::byte{5});
+  const ConstBytes piece(data);
+  for (const auto code : {ErrorCode::kUnavailable, ErrorCode::kNotSupported, ErrorCode::kStaleTerm}) {
+    PathSelector selector;
+    selector.add(std::make_unique<UselessPath>(code));
+    selector.add(std::make_unique<LocalTransport>(owner, self));
+    std::vector<WriteOperation> writes;
+    for (std::uint64_t i = 0; i < 3; ++i) {
+      const auto offset = (static_cast<std::uint64_t>(-static_cast<std::int32_t>(code)) * 8 + i) * 128;
+      writes.push_back({{incarnation, offset % (1 << 19), 100, Version{Term{1}, offset}}, "key", {&piece, 1}, {}, 0});
+    }
+    selector.write({self, {"host", 1}}, writes, Deadline::after(seconds(5)));
+    const bool passes_on = code != ErrorCode::kStaleTerm;
+    for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(writes[i].status.ok(), passes_on || i == 1) << i << writes[i].status.to_string();
+    const auto use = selector.use();
+    ASSERT_EQ(use.size(), passes_on ? 2U : 1U);
+    if (passes_on) {
+      EXPECT_EQ(use[1].path, "local");
+      EXPECT_EQ(use[1].writes, 2U);
+      EXPECT_EQ(use[1].reason, "the reason");
+    }
+  }
+}
+
 }  // namespace
 }  // namespace moonpool::transfer

@@ -11,6 +11,7 @@
 #include <fstream>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "base/logging.h"
 
@@ -51,7 +52,15 @@ Result<std::shared_ptr<SegmentMemory>> SegmentMemory::map(std::uint64_t size) {
   if (size == 0) return Status(ErrorCode::kInvalidParams, "cannot mount a segment of 0 bytes: give it a size");
   const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   const std::uint64_t rounded = (size + page - 1) / page * page;
-  void* address = rounded < size ? MAP_FAILED : ::mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  auto shared = rounded < size ? Result<SharedMemory>(ErrorCode::kInternal, "") : SharedMemory::create("moonpool segment", rounded);
+  void* address = MAP_FAILED;
+  if (shared.ok()) {
+    address = shared->bytes().data();
+  } else if (rounded >= size) {
+    log::info("a segment of {} bytes cannot be shared with other processes of this host, which will use tcp ({})", size,
+              shared.status().message());
+    address = ::mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  }
   if (address == MAP_FAILED) {
     return Status(ErrorCode::kInternal, "cannot map a segment of " + std::to_string(size) +
                                             " bytes: " + std::strerror(rounded < size ? ENOMEM : errno) + " (" + memory_limits() +
@@ -59,7 +68,7 @@ Result<std::shared_ptr<SegmentMemory>> SegmentMemory::map(std::uint64_t size) {
   }
   ::madvise(address, rounded, MADV_NOHUGEPAGE);  // refused where the kernel has none: nothing is lost then
   const MutableBytes bytes(static_cast<std::byte*>(address), rounded);
-  std::shared_ptr<SegmentMemory> memory(new SegmentMemory(bytes, true));
+  std::shared_ptr<SegmentMemory> memory(new SegmentMemory(shared.ok() ? std::move(*shared) : SharedMemory(), bytes, true));
   try {
     memory->toucher_ = std::thread([raw = memory.get()] { raw->touch(); });
   } catch (const std::system_error& error) {
@@ -69,18 +78,18 @@ Result<std::shared_ptr<SegmentMemory>> SegmentMemory::map(std::uint64_t size) {
 }
 
 std::shared_ptr<SegmentMemory> SegmentMemory::lend(MutableBytes memory) {
-  return std::shared_ptr<SegmentMemory>(new SegmentMemory(memory, false));
+  return std::shared_ptr<SegmentMemory>(new SegmentMemory(SharedMemory(), memory, false));
 }
 
-SegmentMemory::SegmentMemory(MutableBytes bytes, bool mapped)
-    : bytes_(bytes), mapped_(mapped), wanted_(mapped ? std::min(kTouchAhead, bytes.size()) : 0) {}
+SegmentMemory::SegmentMemory(SharedMemory shared, MutableBytes bytes, bool mapped)
+    : shared_(std::move(shared)), bytes_(bytes), mapped_(mapped), wanted_(mapped ? std::min(kTouchAhead, bytes.size()) : 0) {}
 
 SegmentMemory::~SegmentMemory() {
   stop_ = true;
   wanted_.fetch_add(1);  // wakes a toucher that waits for more to do
   wanted_.notify_all();
   if (toucher_.joinable()) toucher_.join();
-  if (mapped_) ::munmap(bytes_.data(), bytes_.size());
+  if (mapped_ && shared_.bytes().empty()) ::munmap(bytes_.data(), bytes_.size());
 }
 
 void SegmentMemory::want(std::size_t end) {

@@ -1,8 +1,9 @@
 // The memory of one segment: mapped by us and touched ahead, or lent by the caller.
 //
-// The first touch of a page costs as much as six copies of it, so a mapping is populated in the background from its start to its end
-// (MADV_POPULATE_WRITE in steps of kTouchStep, by a thread of low priority that this object owns). Transparent huge pages are turned off:
-// their first touch was measured seven times slower. Destruction stops the thread within one step and unmaps. Threads: any; the memory
+// What we map can be shared with other processes (a sealed memfd, shm/shared_memory.h), unless the kernel refuses that; then it is
+// anonymous. The first touch of a page costs as much as six copies of it, so a mapping is populated in the background from its start to its
+// end (MADV_POPULATE_WRITE in steps of kTouchStep, by a thread of low priority that this object owns). Transparent huge pages are turned
+// off: their first touch was measured seven times slower. Destruction stops the thread within one step and unmaps. Threads: any; the memory
 // itself is shared, its users agree among themselves (catalogue.h).
 #pragma once
 
@@ -12,6 +13,7 @@
 #include <thread>
 
 #include "base/result.h"
+#include "transfer/shm/shared_memory.h"
 #include "transfer/transport.h"
 
 namespace moonpool::transfer {
@@ -30,15 +32,18 @@ class SegmentMemory {
   SegmentMemory& operator=(const SegmentMemory&) = delete;
 
   [[nodiscard]] MutableBytes bytes() const { return bytes_; }
+  // To be sent to a peer; -1 when this memory cannot be shared.
+  [[nodiscard]] int fd() const { return shared_.fd(); }
   // The background touch has reached what was asked for, with its lead (or was never needed).
   [[nodiscard]] bool touched() const { return touched_.load(std::memory_order_acquire) >= wanted_.load(std::memory_order_acquire); }
   // Bytes up to `end` are about to be written: keeps the lead. Two atomic loads when there is nothing to do.
   void want(std::size_t end);
 
  private:
-  SegmentMemory(MutableBytes bytes, bool mapped);
+  SegmentMemory(SharedMemory shared, MutableBytes bytes, bool mapped);
   void touch();
 
+  SharedMemory shared_;  // owns the mapping, unless it is anonymous or lent
   MutableBytes bytes_;
   bool mapped_;
   std::atomic<bool> stop_{false};

@@ -14,7 +14,9 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "base/deadline.h"
@@ -59,13 +61,30 @@ struct ReadOperation {
   Status status;
 };
 
+// A whole extent, looked at where it lies.
+struct ViewOperation {
+  ExtentRef extent;
+  std::uint64_t checksum = 0;  // as in ReadOperation
+  // Outcome:
+  Status status;
+  ConstBytes bytes{};                         // valid while `pin` lives, whatever becomes of transport, owner and peer
+  std::shared_ptr<const void> pin = nullptr;  // its end releases the extent; any thread, never blocks
+};
+
 class Transport {
  public:
   virtual ~Transport() = default;
   [[nodiscard]] virtual std::string_view name() const = 0;  // "local", "tcp"
+  // May connect at first (bounded by half a second). A batch that then fails with kUnavailable or kNotSupported may take another path.
   [[nodiscard]] virtual bool reaches(const Peer& peer) const = 0;
   virtual void write(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) = 0;
   virtual void read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) = 0;
+
+  // What a path may do.
+  // Why reaches() was false, for people ("other host"); empty when there is nothing to say.
+  [[nodiscard]] virtual std::string why_not(const Peer&) const { return {}; }
+  // Pins extents and verifies them in place, without a copy. Paths without common memory answer kNotSupported.
+  virtual void view(const Peer& peer, std::span<ViewOperation> operations, Deadline deadline);
 };
 
 }  // namespace moonpool::transfer

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "base/sync_point.h"
 #include "transfer/checksum.h"
+#include "transfer/copy_and_hash.h"
 #include "transfer/pieces.h"
 
 namespace moonpool::transfer {
@@ -37,13 +40,7 @@ Status LocalTransport::write_one(WriteOperation& operation, Deadline deadline) {
   for (std::size_t at = 0; at < memory.size(); at += kChecksumChunk) {
     if (pin->cancelled()) return {ErrorCode::kStaleTerm, "local write: the grant was retired while its bytes were copied"};
     if (deadline.expired()) return out_of_time("write");
-    const auto chunk = memory.subspan(at, std::min(kChecksumChunk, memory.size() - at));
-    std::byte* target = chunk.data();
-    source.take(chunk.size(), [&](ConstBytes part) {
-      std::memcpy(target, part.data(), part.size());
-      target += part.size();
-    });
-    checksums.push_back(transfer::checksum(chunk));
+    checksums.push_back(gather_chunk(source, memory.subspan(at, std::min(kChecksumChunk, memory.size() - at))));
     MOONPOOL_SYNC_POINT("local_transport.write.chunk_copied");
   }
   operation.checksum = root_of(checksums);
@@ -66,20 +63,37 @@ Status LocalTransport::read_one(const ReadOperation& operation, Deadline deadlin
     const std::uint64_t index = at / kChecksumChunk;
     const auto chunk =
         memory.subspan(index * kChecksumChunk, std::min<std::uint64_t>(kChecksumChunk, memory.size() - index * kChecksumChunk));
-    if (verify_ && transfer::checksum(chunk) != checksums[index]) {
-      return {ErrorCode::kChecksumMismatch,
-              "local read: the segment's memory changed since it was written (chunk " + std::to_string(index) + ")"};
-    }
     const std::uint64_t stop = std::min<std::uint64_t>(end, index * kChecksumChunk + chunk.size());
-    const std::byte* from = memory.data() + at;
-    destination.take(stop - at, [&](MutableBytes part) {
-      std::memcpy(part.data(), from, part.size());
-      from += part.size();
-    });
+    const bool whole = at == index * kChecksumChunk && stop == at + chunk.size();
+    if (verify_) {
+      const std::uint64_t found = whole ? scatter_chunk(chunk, destination) : transfer::checksum(chunk);
+      if (found != checksums[index]) {
+        return {ErrorCode::kChecksumMismatch,
+                "local read: the segment's memory changed since it was written (chunk " + std::to_string(index) + ")"};
+      }
+    }
+    if (!verify_ || !whole) {
+      const std::byte* from = memory.data() + at;
+      destination.take(stop - at, [&](MutableBytes part) {
+        std::memcpy(part.data(), from, part.size());
+        from += part.size();
+      });
+    }
     at = stop;
     MOONPOOL_SYNC_POINT("local_transport.read.chunk_copied");
   }
   return {};
+}
+
+void LocalTransport::view(const Peer&, std::span<ViewOperation> operations, Deadline deadline) {
+  for (auto& operation : operations) {
+    auto pin = owner_.begin_read(operation.extent);
+    operation.status = pin.status();
+    if (!pin.ok()) continue;
+    operation.bytes = pin->memory();
+    operation.pin = std::make_shared<Owner::Pin>(std::move(*pin));
+    if (verify_) verify_view(operation, deadline);
+  }
 }
 
 }  // namespace moonpool::transfer

@@ -1,7 +1,7 @@
 // The path to segments of this very process: memory to memory, under the same rules as every other path (owner.h).
 //
-// A write copies chunk by chunk and hashes each chunk from its destination, while it is in cache; a read hashes each covering chunk in
-// the segment before it copies from it, so nothing unverified reaches the caller. Threads: any. The owner must outlive it.
+// A write copies chunk by chunk and hashes on the way (copy_and_hash.h); so does a read of whole chunks, while one of a part of a chunk
+// hashes the chunk in the segment first. A view is a pin. Threads: any. The owner must outlive it; views keep what they need of it.
 #pragma once
 
 #include "transfer/owner.h"
@@ -18,6 +18,7 @@ class LocalTransport final : public Transport {
   [[nodiscard]] bool reaches(const Peer& peer) const override { return peer.node == self_; }
   void write(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) override;
   void read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) override;
+  void view(const Peer& peer, std::span<ViewOperation> operations, Deadline deadline) override;
 
  private:
   Status write_one(WriteOperation& operation, Deadline deadline);
