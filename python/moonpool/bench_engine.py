@@ -47,8 +47,8 @@ def _flags(mode: str, name: str) -> list[str]:
 class Target:
     """One side's target process, kept for the whole table."""
 
-    def __init__(self, side: str, program: Path, supervisor: Supervisor, folder: Path) -> None:
-        self.side, self.program, self.folder = side, program, folder
+    def __init__(self, side: str, program: Path, supervisor: Supervisor, folder: Path, *extra: str) -> None:
+        self.side, self.program, self.folder, self.extra = side, program, folder, extra
         port = pick_free(1)[0]
         self.log = folder / f"engine-target-{side}.log"
         argv: list[str | Path] = [program, *_flags("target", f"127.0.0.1:{port}")]
@@ -66,7 +66,7 @@ class Target:
         """One round: its record, or why there is none."""
         name = f"127.0.0.1:{pick_free(1)[0]}"
         argv = [str(self.program), *_flags("initiator", name), f"--segment_id={self.address}", f"--operation={operation}"]
-        argv += [f"--block_size={block}", f"--batch_size={BATCH}", f"--threads={threads}", f"--duration={SECONDS}"]
+        argv += [f"--block_size={block}", f"--batch_size={BATCH}", f"--threads={threads}", f"--duration={SECONDS}", *self.extra]
         log = self.folder / f"engine-initiator-{self.side}.log"
         before, children = cpu_seconds(self.component.pid), os.times()
         with log.open("ab") as output:
@@ -86,7 +86,8 @@ def cells(options: Options, ours: Path, theirs: Path, folder: Path, progress: Ca
     with Supervisor() as supervisor:
         targets = [
             Target("moonpool", ours / "transfer_engine_bench", supervisor, folder),
-            Target("mooncake", theirs / "transfer_engine_bench", supervisor, folder),
+            # Its two decimals are too few for its rates of small blocks.
+            Target("mooncake", theirs / "transfer_engine_bench", supervisor, folder, "--report_precision=4"),
         ]
         contests = [(block, threads, operation) for block in BLOCKS for threads in THREADS for operation in ("write", "read")]
         shown = progress(len(contests))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,9 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in text.split(","))
 
 
-def _choice(names: Sequence[str], what: str):  # noqa: ANN202 - argparse's own type
+def _choice(names: Sequence[str], what: str) -> Callable[[str], tuple[str, ...]]:
+    """A type for argparse: words of `names`, separated by commas."""
+
     def parse(text: str) -> tuple[str, ...]:
         chosen = tuple(text.split(","))
         for word in chosen:

@@ -13,7 +13,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+# In the order in which they are drawn.
 COLOURS = {"moonpool": "#1b6ca8", "mooncake": "#d1495b", "redis": "#edae49", "plain socket": "#8d99ae", "iperf3": "#6b705c", "memcpy": "#cbc5b1", "wire": "#1b6ca8"}
+SHAPES = ("4 KiB", "64 KiB", "1 MiB", "16 MiB", "vLLM block")
+OPERATIONS = ("put", "exist", "get", "mixed")
 Cell = dict[str, Any]
 
 
@@ -58,7 +61,7 @@ def draw(cells: list[Cell], title: str, path: Path, panel: Any, group: Any) -> N
     for axes, name in zip(flat, panels, strict=False):
         chosen = [cell for cell in cells if panel(cell) == name]
         series: dict[str, dict[str, Cell]] = {}
-        for cell in chosen:
+        for cell in sorted(chosen, key=lambda cell: list(COLOURS).index(cell["side"])):
             series.setdefault(cell["side"], {})[group(cell)] = cell
         bars(axes, list(dict.fromkeys(group(cell) for cell in chosen)), series, chosen[0]["unit"])
         axes.set_title(name, fontsize=9)
@@ -82,8 +85,9 @@ def main(source: Path, folder: Path) -> None:
             cell for cell in by_table.get("store", [])
             if cell["path"] == path and cell["side"] in COLOURS and (cell["side"] in ("moonpool", "mooncake") or comparable(cell, by_table["store"]))
         ]  # fmt: skip
+        shown.sort(key=lambda cell: (SHAPES.index(cell["shape"]), OPERATIONS.index(cell["operation"]), cell["threads"]))
         if shown:
-            draw(shown, f"The store ({path})", folder / f"store-{path}.png", lambda c: f"{c['shape']}: {c['operation']}", lambda c: f"{c['threads']} threads")
+            draw(shown, f"The store ({path})", folder / f"store-{path}.png", lambda c: f"{c['shape']}: {c['operation']}", lambda c: f"{c['threads']} thr.")
     if engine := by_table.get("engine"):
         draw(engine, "transfer_engine_bench", folder / "engine.png", lambda c: c["operation"], lambda c: f"{c['shape']}\n{c['threads']} thr.")
     if master := [cell for cell in by_table.get("master", []) if cell["operation"] != "memory"]:

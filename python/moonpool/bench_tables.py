@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from moonpool.bench_options import OPERATIONS, PATHS
+from moonpool.bench_options import OPERATIONS, PATHS, SHAPES
 from moonpool.bench_results import Cell, Results, ratio
 from moonpool.bench_targets import TARGETS, Verdict, judge
 
@@ -85,8 +85,8 @@ def _failures(cells: Sequence[Cell], markdown: bool) -> str:
 
 
 def _contests(cells: Sequence[Cell]) -> list[tuple[str, int, str]]:
-    found = dict.fromkeys((cell.shape, cell.threads, cell.operation) for cell in cells)
-    shapes = list(dict.fromkeys(cell.shape for cell in cells))
+    found = {(cell.shape, cell.threads, cell.operation) for cell in cells}
+    shapes = [shape.name for shape in SHAPES]
     return sorted(found, key=lambda key: (shapes.index(key[0]), OPERATIONS.index(key[2]), key[1]))
 
 
