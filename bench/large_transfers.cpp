@@ -1,9 +1,9 @@
 // Large transfers over TCP between two processes, beside iperf3 and a plain socket loop, interleaved in one run: how much of what the
 // machine's loopback gives is left for a user of the transport, of the store, and of the transfer engine.
 //
-// Children: a plain socket sink and source, an owner behind the wire, a transfer engine, and a whole node with its master. Objects are 16 MiB,
-// or vLLM's shape (24 objects of 30 pieces of 96 KiB per call). Space is emptied between measurements, outside the timed part. Prints GB/s, the
-// ratio to iperf3 of the same round (median over rounds), and CPU seconds per GB of both processes.
+// Children: a plain socket sink and source, an owner behind the wire, a transfer engine, and a whole node with its master. Objects are 16
+// MiB, or vLLM's shape (24 objects of 30 pieces of 96 KiB per call). Space is emptied between measurements, outside the timed part. Prints
+// GB/s, the ratio to iperf3 of the same round (median over rounds), and CPU seconds per GB of both processes.
 //   large_transfers [--rounds 5] [--seconds 0.4] [--threads 1,4,16] [--only text] [--no-iperf]
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -475,8 +475,8 @@ class Bench {
       transport_->read(peer, operations, soon());
       for (const auto& operation : operations) must(operation.status);
     };
-    note("transport read " + std::string(shape.name), threads,
-         measure(threads, arguments_.seconds, shape.call(), UINT64_MAX, owner_, read), reference);
+    note("transport read " + std::string(shape.name), threads, measure(threads, arguments_.seconds, shape.call(), UINT64_MAX, owner_, read),
+         reference);
     first_version_ += room * shape.objects;
   }
 
@@ -548,7 +548,8 @@ class Bench {
   }
 
   void print(int threads) {
-    std::printf("%d thread%s\n%-26s %8s %10s %9s %9s\n", threads, threads == 1 ? "" : "s", "work", "GB/s", "of iperf3", "CPU s/GB", "peer's");
+    std::printf("%d thread%s\n%-26s %8s %10s %9s %9s\n", threads, threads == 1 ? "" : "s", "work", "GB/s", "of iperf3", "CPU s/GB",
+                "peer's");
     for (const auto& name : order_) {
       const Row& row = rows_[name];
       std::printf("%-26s %8.2f %10.2f %9.3f %9.3f\n", name.c_str(), median(row.speed), median(row.ratio), median(row.cpu),

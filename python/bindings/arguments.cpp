@@ -25,8 +25,8 @@ bool for_each_item(PyObject* source, Each each) {
   return true;
 }
 
-// Appends the integers of a sequence. Exact ints in a list or tuple, the usual case, are read in place: no Python code runs meanwhile, so the
-// items need no reference of their own.
+// Appends the integers of a sequence. Exact ints in a list or tuple, the usual case, are read in place: no Python code runs meanwhile, so
+// the items need no reference of their own.
 bool append_numbers(PyObject* source, std::vector<std::uint64_t>& values) {
   if (PyList_CheckExact(source) || PyTuple_CheckExact(source)) {
     const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(source));

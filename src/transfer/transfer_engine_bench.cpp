@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdio>
 #include <iostream>
+#include <map>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -34,10 +35,20 @@ struct Settings {
   std::string device_name;
   std::uint64_t block_size = 65536;
   std::uint64_t batch_size = 128;
-  std::uint64_t threads = 4;
+  std::uint64_t threads = 12;
   std::uint64_t duration = 10;
   std::uint64_t buffer_size = std::uint64_t{1} << 30;
+  std::string report_unit = "GB";
+  std::uint32_t report_precision = 2;
+  // Accepted for the sake of scripts written for the incumbent, and without effect.
+  std::string backend = "classic";
+  std::string nic_priority_matrix;
+  bool auto_discovery = false;
 };
+
+// Bytes of one of each unit that a report may be in.
+const std::map<std::string, double> kUnits = {{"GB", 1e9},     {"GiB", 1073741824.0}, {"Gb", 1e9 / 8}, {"MB", 1e6},    {"MiB", 1048576.0},
+                                              {"Mb", 1e6 / 8}, {"KB", 1e3},           {"KiB", 1024.0}, {"Kb", 1e3 / 8}};
 
 // gflags takes "-mode x" for "--mode x"; CLI11 does not. In reverse order, as CLI11 wants it.
 std::vector<std::string> two_dashes(int argc, char** argv) {
@@ -57,12 +68,22 @@ void add_flags(CLI::App& app, Settings& settings) {
   app.add_option("--segment_id", settings.segment_id, "the target's name (initiator)");
   app.add_option("--operation", settings.operation, "read or write")->check(CLI::IsMember({"read", "write"}))->capture_default_str();
   app.add_option("--protocol", settings.protocol, "tcp")->capture_default_str();
-  app.add_option("--device_name", settings.device_name, "network devices, for protocols that choose them");
+  // "--flag=" with nothing behind it is how scripts say "none".
+  app.add_option("--device_name", settings.device_name, "network devices, for protocols that choose them")->expected(0, 1);
   app.add_option("--block_size", settings.block_size, "bytes of one piece")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--batch_size", settings.batch_size, "pieces of one transfer")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--threads", settings.threads, "transfers at a time")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--duration", settings.duration, "seconds")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--buffer_size", settings.buffer_size, "bytes of registered memory")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--report_unit", settings.report_unit, "unit of the throughput: GB, GiB, Gb, MB, MiB, Mb, KB, KiB or Kb")
+      ->check(CLI::IsMember(kUnits))
+      ->capture_default_str();
+  app.add_option("--report_precision", settings.report_precision, "digits behind the point")
+      ->check(CLI::Range(0, 12))
+      ->capture_default_str();
+  app.add_option("--backend", settings.backend, "without effect: there is one engine");
+  app.add_option("--nic_priority_matrix", settings.nic_priority_matrix, "without effect with tcp")->expected(0, 1);
+  app.add_flag("--auto_discovery,!--noauto_discovery", settings.auto_discovery, "without effect with tcp");
 }
 
 int failed(const Status& status) {
@@ -140,10 +161,12 @@ int run_initiator(TransferEngine& engine, const Settings& settings, std::uint64_
   const auto percentile = [&](double p) {
     return totals.batch_us.empty() ? 0.0 : totals.batch_us[static_cast<std::size_t>(p * static_cast<double>(totals.batch_us.size() - 1))];
   };
-  std::printf("%s: %.2f GB/s, %zu batches of %llu x %llu bytes on %llu threads in %.1f s, batch p50 %.0f us, p99 %.0f us\n",
-              settings.operation.c_str(), static_cast<double>(totals.bytes) / seconds / 1e9, totals.batch_us.size(),
+  std::printf("%s of %llu x %llu bytes on %llu threads: batch p50 %.0f us, p99 %.0f us\n", settings.operation.c_str(),
               static_cast<unsigned long long>(settings.batch_size), static_cast<unsigned long long>(settings.block_size),
-              static_cast<unsigned long long>(settings.threads), seconds, percentile(0.5), percentile(0.99));
+              static_cast<unsigned long long>(settings.threads), percentile(0.5), percentile(0.99));
+  std::printf("Test completed: duration %.2f, batch count %zu, throughput %.*f %s/s\n", seconds, totals.batch_us.size(),
+              static_cast<int>(settings.report_precision), static_cast<double>(totals.bytes) / seconds / kUnits.at(settings.report_unit),
+              settings.report_unit.c_str());
   return 0;
 }
 

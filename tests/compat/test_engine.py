@@ -290,3 +290,73 @@ def test_peers_find_each_other_through_a_metadata_server(tmp_path, master, serve
         if peer:
             peer.kill()
         program.kill()
+
+
+def test_several_engines_of_one_process_reach_each_other_and_themselves() -> None:
+    engines = [TransferEngine() for _ in range(3)]
+    buffers = []
+    for engine in engines:
+        assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0
+        buffers.append([engine.allocate_managed_buffer(MIB) for _ in range(2)])
+    sessions = [f"127.0.0.1:{engine.get_rpc_port()}" for engine in engines]
+    assert len(set(sessions)) == 3
+    for i, engine in enumerate(engines):
+        for j, session in enumerate(sessions):
+            text = f"from {i} to {j}"
+            assert engine.write_bytes_to_buffer(buffers[i][0], text, len(text)) == 0
+            # The second of the peer's two ranges, also where the peer is the engine itself.
+            assert engine.transfer_sync_write(session, buffers[i][0], buffers[j][1] + 1000 * i, len(text)) == 0
+            assert engines[j].read_bytes_from_buffer(buffers[j][1] + 1000 * i, len(text)) == text.encode()
+            assert engine.send_probe(session) == 0
+    for engine, own in zip(engines, buffers, strict=True):
+        assert [engine.free_managed_buffer(buffer, MIB) for buffer in own] == [0, 0]
+
+
+def test_transfers_from_many_threads_arrive_whole(engine, peer) -> None:
+    session, share, failures = f"127.0.0.1:{peer.port}", SIZE // 64, []
+    array = numpy.zeros(SIZE, dtype=numpy.uint8)
+    assert engine.register_memory(array.ctypes.data, array.nbytes) == 0
+
+    def work(i: int) -> None:
+        part = array[i * share : (i + 1) * share]
+        at, there = part.ctypes.data, peer.buffer + i * share
+        pieces = [at + k * 4096 for k in range(share // 4096)], [there + k * 4096 for k in range(share // 4096)], [4096] * (share // 4096)
+        for turn in range(5):
+            part[:] = (i + turn) % 251 + 1
+            if engine.batch_transfer_sync_write(session, *pieces) != 0:
+                failures.append((i, "write"))
+            part[:] = 0
+            if engine.batch_transfer_sync_read(session, *pieces) != 0 or not (part == (i + turn) % 251 + 1).all():
+                failures.append((i, "read"))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert engine.unregister_memory(array.ctypes.data) == 0
+    assert failures == []
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_transfer_engine_bench_takes_the_flags_that_users_know(tmp_path, operation) -> None:
+    common = ["-metadata_server=P2PHANDSHAKE", "--protocol", "tcp", "-local_server_name", "127.0.0.1", "--buffer_size=16777216", "-backend=classic"]
+    bench = str(BIN / "transfer_engine_bench")
+    target = Program([bench, "--mode=target", *common], tmp_path / "target.log")
+    try:
+        target.ready(lambda: "--segment_id=" in target.log.read_text())
+        session = target.log.read_text().partition("--segment_id=")[2].split()[0]
+        flags = [f"--segment_id={session}", f"--operation={operation}", "--threads=4", "--block_size=65536", "--batch_size=16", "--duration=1"]
+        report = ["--report_unit=MiB", "--report_precision=3", "--auto_discovery=false", "--nic_priority_matrix="]
+        done = subprocess.run([bench, "--mode=initiator", *common, *flags, *report], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        line = next(line for line in done.stdout.splitlines() if line.startswith("Test completed: "))
+        numbers = dict(part.rsplit(" ", 1) if part.startswith(("duration", "batch")) else part.split(" ", 1) for part in line[16:].split(", "))
+        speed, unit = numbers["throughput"].split()
+        assert float(numbers["duration"]) >= 1 and int(numbers["batch count"]) > 0
+        assert unit == "MiB/s" and float(speed) > 1 and len(speed.partition(".")[2]) == 3
+        refused = subprocess.run([bench, "--mode=initiator", *common, "--report_unit=furlongs"], capture_output=True, text=True, timeout=60, check=False)
+        assert refused.returncode == 2
+    finally:
+        target.kill()

@@ -1,9 +1,10 @@
 // The path to segments of other processes over TCP: the client side of tcp/extent_service.h.
 //
 // A batch is one WRITE or READ frame per peer (split only beyond kFrameBytes), on one lane, worked by the caller's thread: scattered memory
-// goes out and comes in by scatter/gather, without staging. A writer hashes a step (kStep, which fits the second-level cache) just before
-// it sends it; a reader verifies a step just after it arrived. Ranges of any alignment are read as the chunks that cover them, the surplus
-// going to scratch. A lane that broke in the middle of a frame is dropped by the pool.
+// goes out and comes in by scatter/gather, without staging. A writer hashes a step (kStep) just before it sends it; a reader verifies a
+// step just after it arrived. A step is one chunk: it stays in the second-level cache together with the kernel's copy of it, and while it
+// is hashed the far end still finds work in the socket's buffers. Ranges of any alignment are read as the chunks that cover them, the
+// surplus going to scratch. A lane that broke in the middle of a frame is dropped by the pool.
 //
 // One retry: when the peer closes the lane before any of its answer has arrived (it was restarted, or fenced another write on that lane),
 // the frame is sent once more over a fresh lane; the owner takes a write that arrives twice as one (extent_service.cpp).
@@ -14,6 +15,7 @@
 #include <span>
 
 #include "net/lane_pool.h"
+#include "transfer/checksum.h"
 #include "transfer/transport.h"
 
 namespace moonpool::transfer {
@@ -23,7 +25,7 @@ class TcpTransport final : public Transport {
   static constexpr std::uint64_t kFrameBytes = std::uint64_t{128} << 20;
   static constexpr std::size_t kFrameEntries = 4096;
   static constexpr std::uint64_t kFrameKeyBytes = std::uint64_t{16} << 20;
-  static constexpr std::uint64_t kStep = std::uint64_t{1} << 20;
+  static constexpr std::uint64_t kStep = kChecksumChunk;
 
   // `verify` off: reads are not checked against checksums.
   explicit TcpTransport(net::LanePool& lanes, bool verify = true) : lanes_(lanes), verify_(verify) {}
