@@ -39,6 +39,8 @@ class Segment : public std::enable_shared_from_this<Segment> {
   Segment(SegmentDescription description, std::shared_ptr<Outbox> outbox);
 
   [[nodiscard]] const SegmentDescription& description() const { return description_; }
+  // The description as an encoded wire::SegmentInfo, as replies carry it.
+  [[nodiscard]] const std::string& encoded() const { return encoded_; }
   [[nodiscard]] bool alive() const { return alive_.load(std::memory_order_acquire); }
   // Whether the whole catalogue has been reported; nothing is allocated before.
   [[nodiscard]] bool ready() const { return ready_.load(std::memory_order_acquire); }
@@ -67,6 +69,7 @@ class Segment : public std::enable_shared_from_this<Segment> {
  private:
   friend class Outbox;
   const SegmentDescription description_;
+  const std::string encoded_;
   const std::shared_ptr<Outbox> outbox_;
   const std::uint64_t capacity_;
   std::atomic<bool> alive_{true};
