@@ -1,7 +1,8 @@
 // The wire against a plain socket loop, in one process and one run, over loopback: the round trip of 1 KiB, and 16 MiB payloads both ways.
 //
 // The socket loop is the limit that this machine sets: blocking send and recv of the same sizes between two threads, no frame, no checksum.
-//   wire_pingpong [seconds per measurement, default 2]
+//   wire_pingpong [seconds per measurement, default 2] [--json]
+// With --json: one JSON line a cell, as ./moonpool bench reads it.
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -10,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -162,6 +164,13 @@ void read_call(Lane& lane, std::vector<std::byte>& data) {
   must(lane.receive_payload(pieces, soon()));
 }
 
+void print_json(const char* shape, const char* operation, const char* side, const char* unit, double rate, const Times& times) {
+  std::printf(
+      "{\"shape\": \"%s\", \"operation\": \"%s\", \"side\": \"%s\", \"unit\": \"%s\", \"rate\": %.6g, \"p50_us\": %.2f, \"p99_us\": "
+      "%.2f}\n",
+      shape, operation, side, unit, rate, times.median_us, times.p99_us);
+}
+
 double gigabytes(const Times& times) { return times.per_second * static_cast<double>(kLarge) / 1e9; }
 
 }  // namespace
@@ -193,6 +202,15 @@ int main(int argc, char** argv) {
     keep_best(wire_write, measure(slice, [&] { write_call(**lane, data); }));
     keep_best(plain_read, plain(slice, 1, kLarge));
     keep_best(wire_read, measure(slice, [&] { read_call(**lane, data); }));
+  }
+  if (argc > 2 && std::string_view(argv[2]) == "--json") {
+    print_json("1 KiB", "round trip", "plain socket", "round trips/s", plain_small.per_second, plain_small);
+    print_json("1 KiB", "round trip", "wire", "round trips/s", wire_small.per_second, wire_small);
+    print_json("16 MiB", "write", "plain socket", "GB/s", gigabytes(plain_write), plain_write);
+    print_json("16 MiB", "write", "wire", "GB/s", gigabytes(wire_write), wire_write);
+    print_json("16 MiB", "read", "plain socket", "GB/s", gigabytes(plain_read), plain_read);
+    print_json("16 MiB", "read", "wire", "GB/s", gigabytes(wire_read), wire_read);
+    return 0;
   }
   std::printf("round trip of 1 KiB    plain p50 %.1f us, p99 %.1f us    wire p50 %.1f us, p99 %.1f us, %.0f/s\n", plain_small.median_us,
               plain_small.p99_us, wire_small.median_us, wire_small.p99_us, wire_small.per_second);

@@ -1,5 +1,7 @@
 #include "python/bindings/arguments.h"
 
+#include <algorithm>
+
 namespace moonpool::python {
 
 namespace nb = nanobind;
@@ -21,6 +23,24 @@ bool for_each_item(PyObject* source, Each each) {
     if (!each(item)) return false;
   }
   return true;
+}
+
+// Appends the integers of a sequence. Exact ints in a list or tuple, the usual case, are read in place: no Python code runs meanwhile, so the
+// items need no reference of their own.
+bool append_numbers(PyObject* source, std::vector<std::uint64_t>& values) {
+  if (PyList_CheckExact(source) || PyTuple_CheckExact(source)) {
+    const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(source));
+    PyObject* const* items = PySequence_Fast_ITEMS(source);
+    if (std::all_of(items, items + count, [](PyObject* item) { return PyLong_CheckExact(item); })) {
+      const std::size_t first = values.size();
+      values.resize(first + count);
+      for (std::size_t i = 0; i < count; ++i) {
+        if (!read_number(items[i], values[first + i])) return false;
+      }
+      return true;
+    }
+  }
+  return for_each_item(source, [&](const nb::object& item) { return read_number(item.ptr(), values.emplace_back()); });
 }
 
 std::size_t length_hint(PyObject* source) {
@@ -78,14 +98,16 @@ bool Keys::read(PyObject* source) {
 
 bool Numbers::read(PyObject* source) {
   values.reserve(length_hint(source));
-  return for_each_item(source, [&](const nb::object& item) { return read_number(item.ptr(), values.emplace_back()); });
+  return append_numbers(source, values);
 }
 
 bool NestedNumbers::read(PyObject* source) {
   ends_.reserve(length_hint(source));
   return for_each_item(source, [&](const nb::object& row) {
-    const bool fine = for_each_item(row.ptr(), [&](const nb::object& item) { return read_number(item.ptr(), values_.emplace_back()); });
+    const bool fine = append_numbers(row.ptr(), values_);
     ends_.push_back(values_.size());
+    // Rows are mostly of one length.
+    if (ends_.size() == 1) values_.reserve(values_.size() * ends_.capacity());
     return fine;
   });
 }

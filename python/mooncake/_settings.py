@@ -5,12 +5,11 @@ Nothing else in this package reads the environment. Raises SettingError only, wh
 
 from __future__ import annotations
 
-import difflib
 import operator
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _UNITS = {
     "": 1, "b": 1,
@@ -32,8 +31,15 @@ class SettingError(ValueError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """" (did you mean 'x'?)" for the closest known word, or an empty text."""
+    import difflib  # only for mistakes: it would be a part of every start
+
     close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def whole_number(text: str) -> int | None:
+    """The number that these ASCII digits are, or None: str.isdigit() also takes digits that int() refuses, and int() those of other scripts."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
 
 
 def parse_size(value: object, name: str) -> int:
@@ -47,7 +53,8 @@ def parse_size(value: object, name: str) -> int:
         if match is None or unit is None:
             raise SettingError(f"{right}; got '{value}'")
         number = match.group(1)
-        size = int(number) * unit if number.isdigit() else int(float(number) * unit)
+        whole = whole_number(number)
+        size = whole * unit if whole is not None else int(min(float(number) * unit, 2.0 * _LARGEST))
     else:
         try:
             size = operator.index(value)
@@ -91,8 +98,7 @@ def check_protocol(value: str, name: str = "protocol") -> str:
     return word
 
 
-@dataclass(frozen=True)
-class Environment:
+class Environment(NamedTuple):
     """The variables that both the store and the transfer engine read when they are set up."""
 
     cluster_token: str
@@ -122,9 +128,10 @@ def _milliseconds(name: str, default: int) -> int:
     text = os.environ.get(name)
     if text is None or not text.strip():
         return default
-    if not text.strip().isdigit() or int(text) > 86_400_000:
+    number = whole_number(text.strip())
+    if number is None or number > 86_400_000:
         raise SettingError(f"{name}: give a whole number of milliseconds, at most a day; got '{text}'")
-    return int(text)
+    return number
 
 
 def _cluster_token() -> str:

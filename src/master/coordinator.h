@@ -54,6 +54,9 @@ class Coordinator {
   // Carries out the acknowledgements; the answer is made by sync_reply() when there is something to tell, or time is up.
   Result<std::shared_ptr<Node>> sync(const wire::NodeSyncRequest& request, const std::shared_ptr<void>& session, TimeMs now);
   Result<wire::NodeSyncReply> sync_reply(Node& node, const std::shared_ptr<void>& session, TimeMs now);
+  // The node lives as long as this connection does; a connection's end hides what it lends and revokes what it was putting.
+  Status attend(const wire::AttendRequest& request, const void* session, TimeMs now);
+  void session_ended(const void* session);
   Status unmount(const wire::UnmountSegmentRequest& request);
   Status deregister(const wire::DeregisterNodeRequest& request);
 

@@ -109,7 +109,7 @@ RoomVerdict Coordinator::make_room(const PutBatch& batch, TimeMs now, bool stall
   std::uint64_t on_its_way = 0;
   std::uint64_t largest = 0;
   for (const auto& segment : *batch.segments) {
-    if (!segment->ready() || !segment->alive()) continue;
+    if (!segment->ready() || !segment->reachable()) continue;
     largest = std::max(largest, segment->capacity());
     on_its_way += segment->quarantine();
   }

@@ -45,6 +45,56 @@ TEST_F(CoordinatorTest, NothingIsVisibleBeforeTheCommit) {
   EXPECT_EQ(found->replica_offset(0), grant.places[0].second);
 }
 
+TEST_F(CoordinatorTest, ANodesObjectsAreHiddenWhileItsConnectionIsLostAndShownWhenItAttendsAgain) {
+  const int first = 0;
+  const int second = 0;
+  ASSERT_TRUE(b.attend(&first, now).ok());
+  ASSERT_EQ(a.put("on b", 100, now, {.preferred = {"b:1"}}), 0);
+  ASSERT_EQ(a.put("on both", 100, now, {.replicas = 2}), 0);
+  master.session_ended(&second);  // somebody else's
+  EXPECT_EQ(a.exists("on b", now), 1);
+  master.session_ended(&first);
+  EXPECT_EQ(a.exists("on b", now), 0);
+  EXPECT_EQ(a.get("on b", now)->status(0), number(ErrorCode::kObjectNotFound));
+  EXPECT_EQ(a.get("on both", now)->replica_count(0), 1U) << "the other copy serves";
+  const auto elsewhere = a.start("new", 100, now, {.preferred = {"b:1"}});
+  ASSERT_EQ(elsewhere.status, 0);
+  EXPECT_EQ(elsewhere.places[0].first, a.incarnation().to_bytes()) << "nothing is placed on it";
+  ASSERT_TRUE(b.attend(&second, now).ok());
+  EXPECT_EQ(a.exists("on b", now), 1);
+  master.session_ended(&first);
+  EXPECT_EQ(a.exists("on b", now), 1) << "an old connection's end says nothing";
+}
+
+TEST_F(CoordinatorTest, AKeyWhoseOnlyCopyIsHiddenCanBePutAnew) {
+  const int session = 0;
+  ASSERT_TRUE(b.attend(&session, now).ok());
+  ASSERT_EQ(a.put("k", 100, now, {.preferred = {"b:1"}}), 0);
+  master.session_ended(&session);
+  ASSERT_EQ(a.put("k", 200, now), 0);
+  EXPECT_EQ(a.get("k", now)->size(0), 200U);
+  ASSERT_TRUE(b.attend(&session, now).ok());
+  EXPECT_EQ(a.get("k", now)->size(0), 200U) << "the old copy is on its way out";
+  EXPECT_EQ(b.obey(now), 1U);
+}
+
+TEST_F(CoordinatorTest, AWritersKeyIsFreeAsSoonAsItsConnectionIsLost) {
+  const int session = 0;
+  ASSERT_TRUE(b.attend(&session, now).ok());
+  const auto grant = b.start("k", 100, now);
+  ASSERT_EQ(grant.status, 0);
+  EXPECT_EQ(a.start("k", 100, now).status, number(ErrorCode::kReplicaNotReady));
+  master.session_ended(&session);
+  EXPECT_EQ(a.put("k", 100, now), 0);
+  EXPECT_NE(b.commit("k", grant, now), 0) << "whoever comes back with an old grant has lost it";
+}
+
+TEST_F(CoordinatorTest, ANodeAttendsOnlyWhenRegisteredInThisTerm) {
+  const int session = 0;
+  TestNode stranger(master, "s:1", 1);
+  EXPECT_EQ(stranger.attend(&session, now).code(), ErrorCode::kNotRegistered);
+}
+
 TEST_F(CoordinatorTest, PutTellsApartWhyItIsNotGranted) {
   const auto grant = a.start("k", 100, now);
   EXPECT_EQ(b.start("k", 100, now).status, number(ErrorCode::kReplicaNotReady));

@@ -115,6 +115,14 @@ class TestNode {
     return reply.status();
   }
 
+  // `session` stands for the connection by which it attends.
+  Status attend(const void* session, TimeMs now) {
+    wire::AttendRequest request;
+    request.set_node_id(id_.to_bytes());
+    request.set_term(term_);
+    return master_->attend(request, session, now);
+  }
+
   // A NodeSync that acknowledges `acknowledged`; the answer's orders are returned, not carried out.
   Result<wire::NodeSyncReply> sync(TimeMs now, const std::vector<std::uint64_t>& acknowledged = {}) {
     wire::NodeSyncRequest request;

@@ -26,6 +26,7 @@ struct Counters {
   Counter evicted_objects{0};
   Counter evicted_bytes{0};
   Counter nodes_registered{0};
+  Counter nodes_lost{0};
   Counter nodes_expired{0};
   Counter segments_mounted{0};
   Counter extents_restored{0};

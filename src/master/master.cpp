@@ -80,6 +80,7 @@ class Master::Impl {
     }
     wake_.notify_all();
     if (sweeper_.joinable()) sweeper_.join();
+    service_.end();
     server_.stop();
     if (admin_server_) admin_server_->stop();
     if (metadata_server_) metadata_server_->stop();

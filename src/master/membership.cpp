@@ -37,9 +37,33 @@ std::shared_ptr<Node> Membership::find(NodeId id) const {
   return found == nodes_.end() ? nullptr : found->second;
 }
 
+Status Membership::attend(const std::shared_ptr<Node>& node, const void* session) {
+  const std::unique_lock lock(mutex_);
+  if (node->gone) return {ErrorCode::kNotRegistered, "node " + node->name + " was expired meanwhile: register again"};
+  attending_.erase(node->attends_by);
+  attending_[session] = node;
+  node->attends_by = session;
+  node->present = true;
+  for (const auto& segment : node->segments) segment->set_present(true);
+  return {};
+}
+
+std::shared_ptr<Node> Membership::leave(const void* session) {
+  const std::unique_lock lock(mutex_);
+  const auto found = attending_.find(session);
+  if (found == attending_.end()) return nullptr;
+  auto node = found->second.lock();
+  attending_.erase(found);
+  if (!node || node->gone || node->attends_by != session) return nullptr;
+  node->attends_by = nullptr;
+  node->present = false;
+  for (const auto& segment : node->segments) segment->set_present(false);
+  return node;
+}
+
 bool Membership::may_put(NodeId id) const {
   const auto node = find(id);
-  return node && (node->producer || !node->in_vain);
+  return node && node->present && (node->producer || !node->in_vain);
 }
 
 void Membership::waited_in_vain(NodeId id) {
@@ -79,6 +103,7 @@ Result<std::shared_ptr<Segment>> Membership::mount(const std::shared_ptr<Node>& 
     return found->second;
   }
   auto segment = std::make_shared<Segment>(std::move(description), node->outbox);
+  segment->set_present(node->present);
   by_incarnation_.emplace(segment->description().incarnation, segment);
   node->segments.push_back(segment);
   publish_locked();
@@ -113,6 +138,7 @@ Segments Membership::take_node_locked(NodeId id) {
   if (found == nodes_.end()) return {};
   const auto node = found->second;
   node->gone = true;
+  attending_.erase(node->attends_by);
   nodes_.erase(found);
   for (const auto& segment : node->segments) by_incarnation_.erase(segment->description().incarnation);
   return std::exchange(node->segments, {});

@@ -39,16 +39,19 @@ struct Node {
   std::atomic<TimeMs> registered_at{0};
   std::atomic<bool> synced{false};    // has sent a NodeSync since it registered
   std::atomic<bool> producer{false};  // has started a put in its life
-  // A look-up waited for a key that this node was expected to put, and it did not come. Before a first put, that settles that it is a reader.
+  // A look-up waited for a key that this node was expected to put, and it did not come. Before a first put, that settles that it is a
+  // reader.
   std::atomic<bool> in_vain{false};
-  std::atomic<bool> gone{false};      // removed: an answer that waits for it ends
+  std::atomic<bool> present{true};  // not so while its attending connection is lost (METHOD_ATTEND)
+  std::atomic<bool> gone{false};    // removed: an answer that waits for it ends
   // FencedList::changes() as it surely knows it, as the last answer carried it, and that answer's connection: the next request on the same
   // connection proves that the answer arrived.
   std::mutex sync_mutex;  // guards these three
   std::uint64_t fenced_told = 0;
   std::uint64_t fenced_sent = 0;
   std::weak_ptr<void> sync_session;
-  std::vector<std::shared_ptr<Segment>> segments;  // guarded by Membership's mutex
+  std::vector<std::shared_ptr<Segment>> segments;  // guarded by Membership's mutex, like the next
+  const void* attends_by = nullptr;                // the session
 };
 
 using Segments = std::vector<std::shared_ptr<Segment>>;
@@ -67,6 +70,11 @@ class Membership {
   };
   Registration register_node(NodeId id, const std::string& name, const std::string& host, std::uint32_t port, TimeMs now);
   [[nodiscard]] std::shared_ptr<Node> find(NodeId id) const;
+  // The node attends by this connection; whatever hid its segments is over. kNotRegistered when it was removed meanwhile.
+  Status attend(const std::shared_ptr<Node>& node, const void* session);
+  // A connection has ended. The node that attended by it, hidden now; null when there is none, or it attends by another one already.
+  std::shared_ptr<Node> leave(const void* session);
+
   // Whether a key that this node has looked up in vain may be put by it: it has put before, or nobody has waited for it in vain yet.
   [[nodiscard]] bool may_put(NodeId id) const;
   void waited_in_vain(NodeId id);
@@ -100,6 +108,7 @@ class Membership {
   mutable std::shared_mutex mutex_;  // guards what follows
   std::unordered_map<NodeId, std::shared_ptr<Node>> nodes_;
   std::unordered_map<Incarnation, std::shared_ptr<Segment>> by_incarnation_;
+  std::unordered_map<const void*, std::weak_ptr<Node>> attending_;  // by session
   std::shared_ptr<const Segments> published_ = std::make_shared<const Segments>();
 };
 

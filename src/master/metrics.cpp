@@ -58,6 +58,7 @@ void write_counters(PrometheusWriter& out, const Counters& c) {
   out.counter("evicted_objects", "Objects evicted", c.evicted_objects);
   out.counter("evicted_bytes", "Bytes evicted", c.evicted_bytes);
   out.counter("nodes_registered", "Registrations of nodes", c.nodes_registered);
+  out.counter("nodes_lost", "Nodes whose connection ended without a good-bye", c.nodes_lost);
   out.counter("nodes_expired", "Nodes that were silent for too long", c.nodes_expired);
   out.counter("segments_mounted", "Segments mounted", c.segments_mounted);
   out.counter("extents_restored", "Extents taken over from owners' catalogues", c.extents_restored);

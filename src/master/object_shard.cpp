@@ -30,6 +30,10 @@ bool ObjectShard::alive(const Entry& entry) {
   return entry.committed() && entry.any_replica([](const Replica& replica) { return replica.segment->alive(); });
 }
 
+bool ObjectShard::readable(const Entry& entry) {
+  return entry.committed() && entry.any_replica([](const Replica& replica) { return replica.segment->reachable(); });
+}
+
 Version ObjectShard::newest_version() const { return {Term{context_.term.load()}, context_.count.load()}; }
 
 // --- extents leaving -------------------------------------------------------------------------------------------------------------
@@ -81,7 +85,7 @@ void ObjectShard::start_put(PutItem& item, const PutOptions& options, Placer& pl
     item.status = ErrorCode::kReplicaNotReady;
     return;
   }
-  if (entry != nullptr && !options.upsert && alive(*entry)) {
+  if (entry != nullptr && !options.upsert && readable(*entry)) {
     item.status = ErrorCode::kObjectAlreadyExists;
     return;
   }
@@ -178,7 +182,7 @@ ErrorCode ObjectShard::revoke(const HashedKey& key, Version version, NodeId writ
 
 void ObjectShard::look_up(LookupItem& item, TimeMs lease_until, SegmentKeeper* keeper) {
   Entry* entry = find(item.key);
-  if (entry == nullptr || !alive(*entry)) {
+  if (entry == nullptr || !readable(*entry)) {
     item.status = entry != nullptr && entry->pending ? ErrorCode::kReplicaNotReady : ErrorCode::kObjectNotFound;
     return;
   }
@@ -191,16 +195,16 @@ void ObjectShard::look_up(LookupItem& item, TimeMs lease_until, SegmentKeeper* k
   item.checksum = entry->checksum;
   item.version = entry->version;
   entry->for_each_replica([&](const Replica& replica) {
-    if (!replica.segment->alive()) return;
+    if (!replica.segment->reachable()) return;
     keeper->keep(*replica.segment);
     item.replicas.push_back(replica);
   });
-  if (item.replicas.empty()) item.status = ErrorCode::kObjectNotFound;  // fenced since we asked
+  if (item.replicas.empty()) item.status = ErrorCode::kObjectNotFound;  // lost since we asked
 }
 
 ErrorCode ObjectShard::peek(const HashedKey& key) const {
   const Entry* entry = find(key);
-  if (entry != nullptr && alive(*entry)) return ErrorCode::kOk;
+  if (entry != nullptr && readable(*entry)) return ErrorCode::kOk;
   return entry != nullptr && entry->pending ? ErrorCode::kReplicaNotReady : ErrorCode::kObjectNotFound;
 }
 

@@ -178,7 +178,10 @@ class ObjectShard {
   [[nodiscard]] const Entry* find(const HashedKey& key) const;
   Entry& find_or_make(const HashedKey& key);
   void erase_if_empty(Entry& entry);
+  // Somewhere it still is, though perhaps with an owner that cannot be reached now.
   [[nodiscard]] static bool alive(const Entry& entry);
+  // It can be read.
+  [[nodiscard]] static bool readable(const Entry& entry);
   std::shared_ptr<RetirementTicket> ticket_of(std::uint64_t hash);
   void retire(std::uint64_t hash, const Replica& replica, std::uint64_t size, Version version);
   void retire_unwanted(const ReportedExtent& extent, Segment& segment);

@@ -14,7 +14,7 @@ Placer::Placer(std::shared_ptr<const Segments> segments, PlacementWish wish, std
       wanted_(std::min(wish.replicas, kMaxReplicas)),
       random_(static_cast<std::minstd_rand::result_type>(seed ^ (seed >> 32))) {
   for (const auto& segment : *segments_) {
-    if (!segment->ready() || !segment->alive()) continue;
+    if (!segment->ready() || !segment->reachable()) continue;
     int preference = kAnywhere;
     const auto& name = segment->description().name;
     if (wish.prefer_same_node && segment->description().node == wish.node) preference = kAnywhere - 1;
@@ -56,7 +56,7 @@ bool Placer::place_one(std::uint64_t size, Replicas& placed) {
     std::uint64_t weight = 0;
     Candidate* chosen = nullptr;
     for (auto& candidate : candidates_) {
-      if (size >= candidate.too_large || !candidate.segment->alive()) continue;
+      if (size >= candidate.too_large || !candidate.segment->reachable()) continue;
       const auto free = candidate.segment->free_bytes();
       if (free < size) continue;
       const std::pair<int, int> rank{nearness(*candidate.segment, placed), candidate.preference};

@@ -42,6 +42,9 @@ class Segment : public std::enable_shared_from_this<Segment> {
   // The description as an encoded wire::SegmentInfo, as replies carry it.
   [[nodiscard]] const std::string& encoded() const { return encoded_; }
   [[nodiscard]] bool alive() const { return alive_.load(std::memory_order_acquire); }
+  // Alive, and its owner's process is connected (METHOD_ATTEND): what look-ups show and puts are placed on.
+  [[nodiscard]] bool reachable() const { return present_.load(std::memory_order_acquire) && alive(); }
+  void set_present(bool present) { present_.store(present, std::memory_order_release); }
   // Whether the whole catalogue has been reported; nothing is allocated before.
   [[nodiscard]] bool ready() const { return ready_.load(std::memory_order_acquire); }
   void set_ready();
@@ -73,6 +76,7 @@ class Segment : public std::enable_shared_from_this<Segment> {
   const std::shared_ptr<Outbox> outbox_;
   const std::uint64_t capacity_;
   std::atomic<bool> alive_{true};
+  std::atomic<bool> present_{true};
   std::atomic<bool> ready_{false};
   std::atomic<std::uint64_t> used_{0};
   std::atomic<std::uint64_t> quarantine_{0};

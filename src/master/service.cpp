@@ -53,14 +53,17 @@ const Message* parsed(const net::Request& request, net::Reply& reply) {
 }  // namespace
 
 void Service::install(net::Server& server) {
-  for (const auto method :
-       {wire::METHOD_REGISTER_NODE, wire::METHOD_MOUNT_SEGMENT, wire::METHOD_NODE_SYNC, wire::METHOD_UNMOUNT_SEGMENT,
-        wire::METHOD_DEREGISTER_NODE, wire::METHOD_PUT_REVOKE, wire::METHOD_REMOVE, wire::METHOD_REMOVE_MATCHING, wire::METHOD_PING}) {
+  for (const auto method : {wire::METHOD_REGISTER_NODE, wire::METHOD_MOUNT_SEGMENT, wire::METHOD_NODE_SYNC, wire::METHOD_UNMOUNT_SEGMENT,
+                            wire::METHOD_DEREGISTER_NODE, wire::METHOD_PUT_REVOKE, wire::METHOD_REMOVE, wire::METHOD_REMOVE_MATCHING,
+                            wire::METHOD_PING, wire::METHOD_ATTEND}) {
     server.handle(method, [this](net::Request& request) { return serve(request); });
   }
   for (const auto method : {wire::METHOD_PUT_START, wire::METHOD_PUT_COMMIT, wire::METHOD_EXIST, wire::METHOD_GET_REPLICAS}) {
     server.handle_quickly(method, [this](net::Request& request, net::Reply& reply) { return serve_quickly(request, reply); });
   }
+  server.on_closed([this](const net::Session& session) {
+    if (!ending_) coordinator_.session_ended(&session);
+  });
 }
 
 net::Task<net::Reply> Service::serve(net::Request& request) {
@@ -75,6 +78,9 @@ net::Task<net::Reply> Service::serve(net::Request& request) {
       co_return answer<wire::UnmountSegmentRequest>(request, [&](const auto& message) { return master.unmount(message); });
     case wire::METHOD_DEREGISTER_NODE:
       co_return answer<wire::DeregisterNodeRequest>(request, [&](const auto& message) { return master.deregister(message); });
+    case wire::METHOD_ATTEND:
+      co_return answer<wire::AttendRequest>(request,
+                                            [&](const auto& message) { return master.attend(message, request.session().get(), now); });
     case wire::METHOD_PUT_REVOKE:
       co_return answer<wire::PutRevokeRequest>(request, [&](const auto& message) { return master.revoke(message, now); });
     case wire::METHOD_PING: {

@@ -6,6 +6,7 @@
 // Threads: those of the server. Lifetime: the coordinator and this outlive the server.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <optional>
@@ -21,6 +22,8 @@ class Service {
   Service(Coordinator& coordinator, std::function<void()> nudge) : coordinator_(coordinator), nudge_(std::move(nudge)) {}
 
   void install(net::Server& server);
+  // The master is about to stop: connections that end from now on say nothing about their nodes.
+  void end() { ending_ = true; }
   // One request, whatever its method. Public for the fuzzer, which has no network.
   [[nodiscard]] net::Task<net::Reply> serve(net::Request& request);
   // The hot methods: the answer, or the coroutine that waits for it.
@@ -40,6 +43,7 @@ class Service {
   net::Task<net::Reply> remove_matching(net::Request& request);
 
   Coordinator& coordinator_;
+  std::atomic<bool> ending_{false};
   const std::function<void()> nudge_;
 };
 

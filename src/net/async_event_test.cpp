@@ -61,8 +61,8 @@ TEST(AsyncEventTest, WithoutANotificationTheWaitEndsAtItsDeadline) {
 }
 
 TEST(AsyncEventTest, ANotificationBetweenLookingAndWaitingIsNotMissed) {
-  TestServer test;
   AsyncEvent event;
+  TestServer test;
   test.server.handle(wire::METHOD_NODE_SYNC, [&](Request& request) -> Task<Reply> {
     const std::uint64_t seen = event.epoch();
     event.notify_all();
@@ -126,9 +126,9 @@ TEST(AsyncEventTest, StoppingTheServerEndsHandlersThatWaitWhileOthersNotify) {
 TEST(AsyncEventTest, AnEventMayGoBeforeItsLastWaiter) {
   ServerOptions options;
   options.threads = 1;  // so that the waiter has suspended when the next handler runs
-  TestServer test(options);
   auto event = std::make_unique<AsyncEvent>();
   std::atomic<bool> waiting{false};
+  TestServer test(options);
   test.server.handle(wire::METHOD_NODE_SYNC, [&](Request& request) -> Task<Reply> {
     waiting = true;
     const bool notified = co_await event->wait(event->epoch(), request.deadline().sooner(milliseconds(200)));

@@ -20,8 +20,8 @@ Status pool_ping(LanePool& pool, const Endpoint& peer, Deadline deadline = soon(
 }
 
 TEST(LanePoolTest, LanesAreReused) {
-  TestServer test;
   std::atomic<int> closed{0};
+  TestServer test;
   test.server.on_closed([&](const Session&) { ++closed; });
   const Endpoint peer{"127.0.0.1", test.start()};
   LanePool pool(identity());
@@ -37,9 +37,10 @@ TEST(LanePoolTest, LanesAreReused) {
 }
 
 TEST(LanePoolTest, ManyThreadsShareABoundedNumberOfLanes) {
-  TestServer test;
   std::mutex mutex;
   std::set<const Session*> sessions;
+  std::atomic<int> done{0};
+  TestServer test;
   test.server.handle(wire::METHOD_NOTIFY, [&](Request& request) -> Task<Reply> {
     const std::lock_guard lock(mutex);
     sessions.insert(request.session().get());
@@ -48,7 +49,6 @@ TEST(LanePoolTest, ManyThreadsShareABoundedNumberOfLanes) {
   const Endpoint peer{"127.0.0.1", test.start()};
   LanePool pool(identity(), {.lanes_per_peer = 3});
   std::vector<std::thread> threads;
-  std::atomic<int> done{0};
   for (int t = 0; t < 16; ++t) {
     threads.emplace_back([&] {
       for (int i = 0; i < 30; ++i) {
@@ -144,9 +144,9 @@ TEST(LanePoolTest, ASilentPeerCostsNoMoreThanTheConnectTimeout) {
 }
 
 TEST(LanePoolTest, LanesUnusedForTheIdleTimeAreClosedWhileThePoolIsInUse) {
+  std::atomic<int> closed{0};
   TestServer used;
   TestServer unused;
-  std::atomic<int> closed{0};
   unused.server.on_closed([&](const Session&) { ++closed; });
   const Endpoint used_peer{"127.0.0.1", used.start()};
   LanePool pool(identity(), {.idle_timeout = milliseconds(20)});

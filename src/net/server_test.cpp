@@ -108,9 +108,9 @@ TEST(ServerTest, APeerThatIsSilentInTheHandshakeIsDroppedAtItsDeadline) {
 TEST(ServerTest, APeerThatStallsInAFrameIsDroppedAndAnIdleOneIsNot) {
   ServerOptions options;
   options.stall_timeout = milliseconds(100);
+  std::atomic<bool> done{false};
   TestServer test(options);
   Status received;
-  std::atomic<bool> done{false};
   test.server.handle(wire::METHOD_WRITE, [&](Request& request) -> Task<Reply> {
     std::vector<std::byte> data(request.payload_length());
     const std::vector<MutableBytes> pieces{data};
@@ -137,9 +137,9 @@ TEST(ServerTest, APeerThatStallsInAFrameIsDroppedAndAnIdleOneIsNot) {
 TEST(ServerTest, AReaderThatStopsReadingIsDroppedAndItsReplyIsReleasedOnce) {
   ServerOptions options;
   options.stall_timeout = milliseconds(100);
-  TestServer test(options);
   const std::vector<std::byte> large(64U << 20);
   std::atomic<int> sent{0};
+  TestServer test(options);
   test.server.handle(wire::METHOD_READ, [&](Request&) -> Task<Reply> {
     Reply reply{wire::ReadReply()};
     reply.payload = {large};
@@ -196,8 +196,8 @@ TEST(ServerTest, BeyondItsConnectionsAServerSaysSoAndServesThoseItHas) {
 }
 
 TEST(ServerTest, EndedSessionsAreReportedOnceAndStrangersNever) {
-  TestServer test;
   std::atomic<int> closed{0};
+  TestServer test;
   test.server.on_closed([&](const Session&) { ++closed; });
   const std::uint16_t port = test.start();
   { const RawSocket stranger = RawSocket::connect(port); }
@@ -209,9 +209,9 @@ TEST(ServerTest, EndedSessionsAreReportedOnceAndStrangersNever) {
 }
 
 TEST(ServerTest, AnAbortedSessionsReceiveFailsEvenThoughItsBytesHaveArrived) {
+  std::atomic<bool> done{false};
   TestServer test;
   Status received;
-  std::atomic<bool> done{false};
   std::shared_ptr<Session> kept;
   test.server.handle(wire::METHOD_WRITE, [&](Request& request) -> Task<Reply> {
     kept = request.session();

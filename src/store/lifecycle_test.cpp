@@ -205,10 +205,10 @@ TEST_F(LifecycleTest, TheSamePortCanBeTakenAgain) {
 }
 
 TEST_F(LifecycleTest, ACloseEndsTheCallsThatWait) {
-  testing::ScriptedMaster master;
-  master.accept_nodes();
   std::atomic<bool> asked{false};
   std::atomic<bool> release{false};
+  testing::ScriptedMaster master;
+  master.accept_nodes();
   master.on(wire::METHOD_EXIST, [&](net::Request&) -> net::Reply {
     asked = true;
     static_cast<void>(test::wait_until([&] { return release.load(); }, Deadline::after(seconds(60))));

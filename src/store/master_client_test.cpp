@@ -38,8 +38,8 @@ net::Reply yes() {
 }
 
 TEST_F(MasterClientTest, AsksAgainWhileTheMasterRecoversOrDoesNotKnowUsYet) {
-  testing::ScriptedMaster master;
   std::atomic<int> asked{0};
+  testing::ScriptedMaster master;
   master.on(wire::METHOD_EXIST, [&](net::Request&) -> net::Reply {
     switch (asked++) {
       case 0:
@@ -57,8 +57,8 @@ TEST_F(MasterClientTest, AsksAgainWhileTheMasterRecoversOrDoesNotKnowUsYet) {
 }
 
 TEST_F(MasterClientTest, DoesNotAskAgainAfterARefusal) {
-  testing::ScriptedMaster master;
   std::atomic<int> asked{0};
+  testing::ScriptedMaster master;
   master.on(wire::METHOD_EXIST, [&](net::Request&) -> net::Reply {
     ++asked;
     return Status{ErrorCode::kInvalidParams, "no"};
@@ -80,8 +80,8 @@ TEST_F(MasterClientTest, NamesAddressOperationTimeAndRemedyWhenNobodyAnswers) {
 }
 
 TEST_F(MasterClientTest, AMasterThatIsSilentIsATimeOut) {
-  testing::ScriptedMaster master;
   std::atomic<bool> release{false};
+  testing::ScriptedMaster master;
   master.on(wire::METHOD_EXIST, [&](net::Request&) -> net::Reply {
     static_cast<void>(test::wait_until([&] { return release.load(); }, Deadline::after(seconds(20))));
     return yes();

@@ -56,6 +56,7 @@ void Membership::stop(Deadline deadline) {
   if (was_registered) leave(deadline);
   const std::scoped_lock lock(lane_mutex_);
   lane_.reset();
+  attendance_.reset();
 }
 
 void Membership::run() {
@@ -67,6 +68,7 @@ void Membership::run() {
       status = register_node();
       registered = status.ok();
     }
+    if (status.ok()) status = attend();
     if (status.ok()) status = sync();
     if (!status.ok() && !standing_.stopped()) note_failure(status, registered);
   }
@@ -88,6 +90,7 @@ void Membership::note_failure(const Status& status, bool& registered) {
   if (!lane_is_fine || (lane_ && !lane_->healthy())) {
     const std::scoped_lock lock(lane_mutex_);
     lane_.reset();
+    attendance_.reset();
     current_ = (current_ + 1) % options_.masters.size();
   }
   const bool was_registered = registered;
@@ -130,6 +133,7 @@ Status Membership::register_node() {
   request.set_port(options_.listen.port);
   request.set_highest_term(std::max(owner_.term(), term_).value);
   for (const auto& incarnation : fenced_.all()) request.add_fenced(incarnation);
+  attendance_.reset();  // what it was bound to is the last registration
   wire::RegisterNodeReply reply;
   MOONPOOL_RETURN_IF_ERROR(call(wire::METHOD_REGISTER_NODE, request, reply, Deadline::after(kCallTimeout)));
   fenced_.remember(reply.fenced());
@@ -194,6 +198,19 @@ Status Membership::report(const transfer::SegmentStatus& segment) {
     wire::MountSegmentReply reply;
     MOONPOOL_RETURN_IF_ERROR(call(wire::METHOD_MOUNT_SEGMENT, request, reply, Deadline::after(kCallTimeout)));
   } while (next < entries.size());
+  return {};
+}
+
+Status Membership::attend() {
+  if (attendance_ && attendance_->healthy()) return {};
+  auto lane = net::Lane::connect(options_.masters[current_], options_.identity, Deadline::after(kConnectTimeout));
+  if (!lane) return lane.status();
+  wire::AttendRequest request;
+  request.set_node_id(options_.identity.node_id.to_bytes());
+  request.set_term(term_.value);
+  wire::Empty reply;
+  MOONPOOL_RETURN_IF_ERROR((*lane)->call(wire::METHOD_ATTEND, request, reply, Deadline::after(kConnectTimeout)));
+  attendance_ = std::move(*lane);
   return {};
 }
 

@@ -7,7 +7,9 @@
 // has fenced is emptied and mounted under a new incarnation. Retirements are acknowledged with the next NodeSync, once the owner says that
 // nobody touches the extent.
 //
-// Costs: one thread, one connection, at most one message a second while nothing happens; after a master's restart the catalogues, in
+// A second connection, on which nothing is said, tells the master at once when this process dies.
+//
+// Costs: one thread, two connections, at most one message a second while nothing happens; after a master's restart the catalogues, in
 // messages of about 1 MiB. Threads: start() and stop() from one thread; the rest from any. Ownership: by the client, which also owns the
 // Owner and the Standing that this refers to.
 #pragma once
@@ -63,6 +65,7 @@ class Membership {
   [[nodiscard]] Status register_node();
   [[nodiscard]] Status mount(const Incarnation& incarnation);
   [[nodiscard]] Status report(const transfer::SegmentStatus& segment);
+  [[nodiscard]] Status attend();
   [[nodiscard]] Status sync();
   void carry_out(const wire::NodeSyncReply& reply);
   void note_failure(const Status& status, bool& registered);
@@ -82,8 +85,9 @@ class Membership {
   std::unique_ptr<net::Lane> lane_;  // null while not connected
 
   // The thread's own.
-  std::size_t current_ = 0;  // index into options_.masters
-  Term term_;                // of the last registration
+  std::unique_ptr<net::Lane> attendance_;  // idle: its end tells the master that this process has gone (METHOD_ATTEND)
+  std::size_t current_ = 0;                // index into options_.masters
+  Term term_;                              // of the last registration
   bool registered_before_ = false;
   std::chrono::milliseconds sync_interval_{1000};
   std::vector<std::uint64_t> acknowledged_;        // carried out, not told to the master yet

@@ -11,12 +11,7 @@ from moonpool.http_client import get
 from moonpool.vllm_metrics import read_counters
 from traffic import Traffic, check_fates
 
-pytestmark = [
-    pytest.mark.cluster("guide-etcd"),
-    # For up to client_ttl (10 s) the master still names the dead instance's blocks; vLLM's default load-failure policy turns the failed
-    # load into a 500, on every instance that is tried. The master has to hide a node's replicas as soon as its connection is gone.
-    pytest.mark.skip(reason="known gap: look-ups name a killed instance's blocks until its time to live has passed"),
-]
+pytestmark = pytest.mark.cluster("guide-etcd")
 REJOIN_SECONDS = 60.0
 
 

@@ -44,8 +44,8 @@ class ProcessFaultsTest : public ::testing::Test {
     return std::move(child).value();
   }
   void start_master() {
-    master_.emplace(
-        start("master", {"--port", std::to_string(master_port_), "--metrics_port", std::to_string(metrics_port_), "--client_ttl", "2"}));
+    master_.emplace(start("master", {"--port", std::to_string(master_port_), "--metrics_port", std::to_string(metrics_port_),
+                                     "--client_ttl", time_to_live_}));
     ASSERT_TRUE(test::wait_until([&] { return test::accepts_connections("127.0.0.1", master_port_); }, Deadline::after(seconds(30))))
         << master_->output();
   }
@@ -80,6 +80,7 @@ class ProcessFaultsTest : public ::testing::Test {
   test::TempDir folder_;
   const std::uint16_t master_port_ = test::free_port();
   const std::uint16_t metrics_port_ = test::free_port();
+  std::string time_to_live_ = "2";
   std::map<std::uint16_t, std::size_t> lives_;
   std::optional<ChildProcess> master_;
 };
@@ -164,6 +165,17 @@ TEST_F(ProcessFaultsTest, AStorageNodeThatIsKilledAndStartedOnItsPortMissesAndNe
     ASSERT_EQ(testing::put_one(*user, key, pattern(key, 2, 100'000)), 0);
     EXPECT_TRUE(*testing::get_fresh(*user, key) == pattern(key, 2, 100'000));
   }
+}
+
+TEST_F(ProcessFaultsTest, WhatAKilledNodeHeldIsAMissAtOnceAndNotOnlyAfterItsTimeToLive) {
+  time_to_live_ = "60";
+  start_master();
+  auto node = start_node(test::free_port());
+  const auto user = client();
+  ASSERT_EQ(testing::put_one(*user, "k", pattern("k", 1, 100'000)), 0);
+  node.kill();
+  EXPECT_TRUE(test::wait_until([&] { return testing::exist_one(*user, "k") == 0; }, Deadline::after(seconds(5))));
+  EXPECT_EQ(testing::get_fresh(*user, "k").code(), ErrorCode::kObjectNotFound);
 }
 
 TEST_F(ProcessFaultsTest, TheOtherReplicaServesWhenOneNodeIsKilled) {
