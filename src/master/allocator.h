@@ -4,7 +4,7 @@
 // O(1): two bitmap look-ups find a list of free blocks that are surely large enough; neighbours coalesce at once. When no surely
 // fitting block exists, up to kScan blocks of the request's own class are tried, so that a hole of exactly the right size is used.
 // Granule: 256 bytes up to 1 TiB (doubling beyond, so that 32-bit block numbers suffice). 4 KiB objects waste nothing, the worst case
-// is 255 bytes an object; a page-sized granule would double the cost of a 4 KiB + 1 byte object. About 40 bytes a block.
+// is 255 bytes an object; a page-sized granule would double the cost of a 4 KiB + 1 byte object. About 45 bytes a block.
 // Before seal(), blocks can be taken at given offsets in any order: a restarted master rebuilds the segment from its owner's catalogue.
 // Threads: none of its own; the segment's mutex guards it.
 #pragma once
@@ -12,6 +12,7 @@
 #include <array>
 #include <boost/unordered/unordered_flat_map.hpp>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <optional>
 #include <vector>
@@ -72,7 +73,7 @@ class ExtentAllocator {
   std::uint64_t granule_;
   std::uint32_t units_;
   std::uint32_t used_units_ = 0;
-  std::vector<Block> blocks_;
+  std::deque<Block> blocks_;          // grows without copying, and without a second half that is never used
   std::vector<std::uint32_t> spare_;  // unused places in blocks_
   std::uint32_t first_bitmap_ = 0;
   std::array<std::uint32_t, kFirst> second_bitmap_{};

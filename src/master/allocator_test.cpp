@@ -2,8 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdio>
+#include <deque>
 #include <map>
 #include <random>
+#include <utility>
+#include <vector>
 
 namespace moonpool::master {
 namespace {
@@ -123,6 +127,56 @@ TEST(ExtentAllocatorTest, AgreesWithANaiveModelUnderRandomWork) {
     for (const auto& [start, size] : model) ASSERT_TRUE(allocator.free(start));
     ASSERT_TRUE(allocator.consistent());
     ASSERT_EQ(allocator.allocate(kCapacity), 0U) << "everything coalesced";
+  }
+}
+
+// The pool's steady state: it is full, and every new object pushes out old ones until it fits. What is free at that moment and still not
+// usable is what fragmentation costs.
+double lost_to_fragmentation(std::uint64_t capacity, const std::vector<std::uint64_t>& sizes, bool oldest_first, unsigned seed) {
+  ExtentAllocator allocator(capacity);
+  allocator.seal();
+  std::mt19937_64 random(seed);
+  std::deque<std::uint64_t> held;
+  double lost = 0;
+  std::uint64_t failures = 0;
+  std::uint64_t turned_over = 0;
+  while (turned_over < 8 * capacity) {
+    const auto size = sizes[random() % sizes.size()];
+    auto offset = allocator.allocate(size);
+    if (!offset) {
+      // The first two turns fill the pool and bring it into its steady state.
+      if (turned_over > 2 * capacity) {
+        lost += static_cast<double>(allocator.free_bytes()) / static_cast<double>(capacity);
+        ++failures;
+      }
+      while (!offset) {
+        const auto victim = oldest_first ? 0 : random() % std::min<std::size_t>(held.size(), 1 + held.size() / 4);
+        EXPECT_TRUE(allocator.free(held[victim]));
+        held.erase(held.begin() + static_cast<std::ptrdiff_t>(victim));
+        offset = allocator.allocate(size);
+      }
+    }
+    held.push_back(*offset);
+    turned_over += size;
+  }
+  EXPECT_GT(failures, 0U);
+  return lost / static_cast<double>(failures);
+}
+
+TEST(ExtentAllocatorTest, AFullPoolLosesAtMostOneTwentiethToFragmentation) {
+  constexpr std::uint64_t kKiB = 1024;
+  const std::vector<std::pair<const char*, std::vector<std::uint64_t>>> mixes{
+      {"small objects", {4 * kKiB, 4 * kKiB + 1, 5000, 6 * kKiB, 8 * kKiB, 12345, 16 * kKiB}},
+      {"blocks of several models", {96 * kKiB, 160 * kKiB, 2880 * kKiB, 1152 * kKiB, 768 * kKiB}},
+      {"4 KiB to 1 MiB", {4 * kKiB, 16 * kKiB, 40000, 64 * kKiB, 100 * kKiB, 256 * kKiB, 700000, 1024 * kKiB}},
+  };
+  for (const auto& [name, sizes] : mixes) {
+    for (const bool oldest_first : {true, false}) {
+      const double lost = lost_to_fragmentation(512U << 20, sizes, oldest_first, 11);
+      std::printf("%s, %s: %.2f%% of a full pool lost\n", name, oldest_first ? "oldest out first" : "one of the oldest quarter out",
+                  100 * lost);
+      EXPECT_LE(lost, 0.05) << name << (oldest_first ? ", oldest first" : ", by chance");
+    }
   }
 }
 

@@ -20,7 +20,7 @@ std::chrono::milliseconds sync_interval_for(std::chrono::milliseconds client_ttl
   return std::clamp(client_ttl / 5, std::chrono::milliseconds(20), std::chrono::milliseconds(1000));
 }
 
-std::string short_hex(const std::string& bytes) {
+std::string short_hex(std::string_view bytes) {
   const auto id = NodeId::from_bytes(bytes);
   return id ? id->to_string().substr(0, 8) : "of " + std::to_string(bytes.size()) + " bytes";
 }
@@ -56,14 +56,14 @@ Status Coordinator::recovering_error() const {
   return {ErrorCode::kRecovering, "the master has just started and is still hearing from the owners: ask again"};
 }
 
-Status Coordinator::unregistered(const std::string& id_bytes) const {
+Status Coordinator::unregistered(std::string_view id_bytes) const {
   return {ErrorCode::kNotRegistered, "node " + short_hex(id_bytes) + " is not registered in term " + std::to_string(term().value) +
                                          ": register, mount the segments again, then go on"};
 }
 
 // --- membership ------------------------------------------------------------------------------------------------------------------
 
-std::shared_ptr<Node> Coordinator::find_node(const std::string& id_bytes, TimeMs now) const {
+std::shared_ptr<Node> Coordinator::find_node(std::string_view id_bytes, TimeMs now) const {
   const auto id = NodeId::from_bytes(id_bytes);
   if (!id || !*id) return nullptr;
   auto node = membership_.find(*id);
@@ -146,7 +146,7 @@ Result<wire::MountSegmentReply> Coordinator::mount(const wire::MountSegmentReque
     }
     const auto outcome = table_.restore(extent, *segment);
     if (outcome == ReportOutcome::kAccepted) ++counters_.extents_restored;
-    if (outcome == ReportOutcome::kAccepted) settle({extent.key.hash});
+    if (outcome == ReportOutcome::kAccepted) settle(std::span(&extent.key.hash, 1));
     if (outcome == ReportOutcome::kAccepted || outcome == ReportOutcome::kKnown) continue;
     ++counters_.extents_rejected;
     reply.set_rejected(reply.rejected() + 1);
@@ -298,7 +298,7 @@ void Coordinator::remove_nodes(const std::vector<std::shared_ptr<Node>>& nodes, 
 
 // --- in the background -----------------------------------------------------------------------------------------------------------
 
-void Coordinator::settle(const ObjectTable::Settled& hashes) {
+void Coordinator::settle(std::span<const std::uint64_t> hashes) {
   for (const auto hash : hashes) {
     static_cast<void>(handover_.settle(hash));
     settled(hash).notify_all();

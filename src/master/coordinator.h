@@ -18,16 +18,20 @@
 #include "master/counters.h"
 #include "master/handover.h"
 #include "master/membership.h"
+#include "master/object_key.h"
 #include "master/object_table.h"
 #include "master/placement.h"
+#include "net/object_messages.h"
 #include "net/server.h"
 #include "wire.pb.h"
 
 namespace moonpool::master {
 
+namespace lean = net::lean;
+
 // A PutStart that is being served: tried again while room is made.
 struct PutBatch {
-  std::vector<std::string> keys;  // qualified; items refer to them
+  QualifiedKeys keys;  // items refer to them
   std::vector<PutItem> items;
   PutOptions options;
   PlacementWish wish;
@@ -57,24 +61,30 @@ class Coordinator {
   Status deregister(const wire::DeregisterNodeRequest& request);
 
   // --- objects
-  Result<PutBatch> begin_put(const wire::PutStartRequest& request, TimeMs now);
+  // Requests and replies in the form of net/lean_codec.h. What a call returns may refer to the request's bytes, and a reply to the segments
+  // that it keeps.
+  Result<PutBatch> begin_put(const lean::PutStartRequest& request, TimeMs now);
   // Grants what fits. Errors: the reign has changed.
   Status try_put(PutBatch& batch, TimeMs now);
   // Evicts for what did not fit. `stalled`: earlier evictions were not acknowledged in time, so do not count on them.
   RoomVerdict make_room(const PutBatch& batch, TimeMs now, bool stalled);
-  [[nodiscard]] wire::PutStartReply put_reply(const PutBatch& batch);
-  Result<wire::StatusReply> commit(const wire::PutCommitRequest& request, TimeMs now);
+  [[nodiscard]] lean::PutStartReply put_reply(const PutBatch& batch);
+  Result<lean::StatusReply> commit(const lean::PutCommitRequest& request, TimeMs now);
   Result<wire::StatusReply> revoke(const wire::PutRevokeRequest& request, TimeMs now);
-  Result<wire::GetReplicasReply> get_replicas(const wire::GetReplicasRequest& request, TimeMs now);
+  struct Whereabouts {
+    lean::GetReplicasReply reply;
+    SegmentKeeper keeper;
+  };
+  Result<Whereabouts> get_replicas(const lean::GetReplicasRequest& request, TimeMs now);
 
   // Whether keys are there; those that are not, but may be waited for, are listed in `on_their_way`.
   struct Existence {
-    std::vector<std::string> keys;  // qualified
+    QualifiedKeys keys;
     std::vector<ErrorCode> status;
     std::vector<std::uint32_t> on_their_way;
   };
-  Result<Existence> exist(const wire::ExistRequest& request, TimeMs now);
-  [[nodiscard]] bool still_on_its_way(const std::string& key, NodeId asker, TimeMs now);
+  Result<Existence> exist(const lean::ExistRequest& request, TimeMs now);
+  [[nodiscard]] bool still_on_its_way(std::string_view key, NodeId asker, TimeMs now);
   // After the wait: asks again for the keys waited for, and takes back the expectations that came to nothing.
   void finish_wait(Existence& existence, NodeId asker, bool timed_out, TimeMs now);
 
@@ -136,10 +146,10 @@ class Coordinator {
   using SharedReign = std::shared_lock<std::shared_mutex>;
   void start_reign(Term term, TimeMs now);
   [[nodiscard]] Status recovering_error() const;
-  [[nodiscard]] Status unregistered(const std::string& id_bytes) const;
-  [[nodiscard]] std::shared_ptr<Node> find_node(const std::string& id_bytes, TimeMs now) const;
+  [[nodiscard]] Status unregistered(std::string_view id_bytes) const;
+  [[nodiscard]] std::shared_ptr<Node> find_node(std::string_view id_bytes, TimeMs now) const;
   void remove_nodes(const std::vector<std::shared_ptr<Node>>& nodes, const std::string& why);
-  void settle(const ObjectTable::Settled& hashes);
+  void settle(std::span<const std::uint64_t> hashes);
   void evict_above_watermark(TimeMs now);
   void log_rejected(const Segment& segment, const ReportedExtent& extent, ReportOutcome outcome, TimeMs now);
 

@@ -1,5 +1,6 @@
 // The object requests: put, commit, look-ups and removes.
 #include <algorithm>
+#include <boost/container/small_vector.hpp>
 #include <utility>
 
 #include "base/logging.h"
@@ -14,31 +15,21 @@ namespace {
 // Writes each segment of a reply once, and gives its index.
 class SegmentColumn {
  public:
-  explicit SegmentColumn(google::protobuf::RepeatedPtrField<wire::SegmentInfo>& out) : out_(out) {}
+  explicit SegmentColumn(lean::Keys& out) : out_(out) {}
   std::uint32_t index_of(const Segment& segment) {
     if (!known_.empty() && known_[last_] == &segment) return last_;
     const auto found = std::find(known_.begin(), known_.end(), &segment);
     last_ = static_cast<std::uint32_t>(found - known_.begin());
-    if (found == known_.end()) add(segment);
+    if (found == known_.end()) {
+      known_.push_back(&segment);
+      out_.push_back(segment.encoded());
+    }
     return last_;
   }
 
  private:
-  void add(const Segment& segment) {
-    known_.push_back(&segment);
-    const auto& description = segment.description();
-    auto* info = out_.Add();
-    info->set_incarnation(description.incarnation.to_bytes());
-    info->set_name(description.name);
-    info->set_host(description.host);
-    info->set_port(description.port);
-    info->set_size(description.size);
-    info->set_base(description.base);
-    info->set_protocol(description.protocol);
-    info->set_node_id(description.node.to_bytes());
-  }
-  google::protobuf::RepeatedPtrField<wire::SegmentInfo>& out_;
-  std::vector<const Segment*> known_;
+  lean::Keys& out_;
+  boost::container::small_vector<const Segment*, 8> known_;
   std::uint32_t last_ = 0;
 };
 
@@ -48,14 +39,6 @@ Status bad_tenant() {
 
 Status bad_columns(const char* operation) {
   return {ErrorCode::kInvalidParams, std::string(operation) + ": the columns of the request have different lengths"};
-}
-
-template <typename Keys>
-std::vector<std::string> qualified(const std::string& tenant, const Keys& keys) {
-  std::vector<std::string> all;
-  all.reserve(static_cast<std::size_t>(keys.size()));
-  for (const auto& key : keys) all.push_back(qualify(tenant, key));
-  return all;
 }
 
 }  // namespace
@@ -70,40 +53,38 @@ std::uint64_t PutBatch::bytes_without_room() const {
 
 // --- put -------------------------------------------------------------------------------------------------------------------------
 
-Result<PutBatch> Coordinator::begin_put(const wire::PutStartRequest& request, TimeMs now) {
+Result<PutBatch> Coordinator::begin_put(const lean::PutStartRequest& request, TimeMs now) {
   const SharedReign reign(reign_mutex_);
-  const auto node = find_node(request.node_id(), now);
-  if (!node) return unregistered(request.node_id());
+  const auto node = find_node(request.node_id, now);
+  if (!node) return unregistered(request.node_id);
   if (recovering(now)) return recovering_error();
-  if (!valid_tenant(request.tenant())) return bad_tenant();
-  const auto count = request.key_size();
-  if (request.size_size() != count || (request.group_size() != 0 && request.group_size() != count)) return bad_columns("put");
-  node->producer = true;
+  if (!valid_tenant(request.tenant)) return bad_tenant();
+  const auto count = request.key.size();
+  if (request.size.size() != count || (!request.group.empty() && request.group.size() != count)) return bad_columns("put");
+  if (!node->producer) node->producer = true;
   PutBatch batch;
   batch.term = term();
-  batch.wish = {request.replica_num(),
-                {request.preferred_segment().begin(), request.preferred_segment().end()},
-                request.prefer_same_node(),
-                node->id};
-  const auto soft_ttl = request.soft_pin_ttl_ms() == 0 ? static_cast<TimeMs>(config_.soft_pin_ttl.count())
-                                                       : std::min<TimeMs>(request.soft_pin_ttl_ms(), config_.max_soft_pin_ttl.count());
+  batch.wish = {
+      request.replica_num, {request.preferred_segment.begin(), request.preferred_segment.end()}, request.prefer_same_node, node->id};
+  const auto soft_ttl = request.soft_pin_ttl_ms == 0 ? static_cast<TimeMs>(config_.soft_pin_ttl.count())
+                                                     : std::min<TimeMs>(request.soft_pin_ttl_ms, config_.max_soft_pin_ttl.count());
   batch.options = {node->id,
-                   request.tenant().empty() ? std::string(kDefaultTenant) : request.tenant(),
-                   request.upsert(),
-                   request.hard_pin(),
-                   request.soft_pin() ? now + soft_ttl : 0,
+                   std::string(request.tenant.empty() ? kDefaultTenant : request.tenant),
+                   request.upsert,
+                   request.hard_pin,
+                   request.soft_pin ? now + soft_ttl : 0,
                    now};
-  batch.keys = qualified(request.tenant(), request.key());
-  batch.rejected.reserve(static_cast<std::size_t>(count));
-  batch.items.reserve(static_cast<std::size_t>(count));
-  for (int i = 0; i < count; ++i) {
+  batch.keys = QualifiedKeys(request.tenant, request.key);
+  batch.rejected.reserve(count);
+  batch.items.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) {
     auto verdict = ErrorCode::kOk;
-    if (request.key(i).empty() || request.size(i) == 0 || request.replica_num() == 0) verdict = ErrorCode::kInvalidParams;
-    if (request.key(i).size() > kMaxKeyLength) verdict = ErrorCode::kInvalidKey;
+    if (request.key[i].empty() || request.size[i] == 0 || request.replica_num == 0) verdict = ErrorCode::kInvalidParams;
+    if (request.key[i].size() > kMaxKeyLength) verdict = ErrorCode::kInvalidKey;
     batch.rejected.push_back(verdict);
     if (verdict != ErrorCode::kOk) continue;
-    batch.items.push_back({HashedKey(batch.keys[static_cast<std::size_t>(i)]), request.size(i),
-                           request.group_size() > 0 ? request.group(i) : std::string(), ErrorCode::kNoAvailableHandle});
+    batch.items.push_back({HashedKey(batch.keys[i]), request.size[i], request.group.empty() ? std::string() : std::string(request.group[i]),
+                           ErrorCode::kNoAvailableHandle});
   }
   return batch;
 }
@@ -157,60 +138,76 @@ RoomVerdict Coordinator::make_room(const PutBatch& batch, TimeMs now, bool stall
   return RoomVerdict::kHopeless;
 }
 
-wire::PutStartReply Coordinator::put_reply(const PutBatch& batch) {
-  wire::PutStartReply reply;
-  reply.set_term(batch.term.value);
-  SegmentColumn segments(*reply.mutable_segment());
+lean::PutStartReply Coordinator::put_reply(const PutBatch& batch) {
+  lean::PutStartReply reply;
+  const auto count = batch.rejected.size();
+  reply.status.reserve(count);
+  reply.version_count.reserve(count);
+  reply.replica_count.reserve(count);
+  reply.replica_segment.reserve(count);
+  reply.replica_offset.reserve(count);
+  reply.term = batch.term.value;
+  SegmentColumn segments(reply.segment);
+  std::uint64_t granted = 0;
+  std::uint64_t exist = 0;
+  std::uint64_t busy = 0;
+  std::uint64_t no_space = 0;
   std::size_t next = 0;
   for (const auto verdict : batch.rejected) {
-    if (verdict != ErrorCode::kOk) {
-      reply.add_status(static_cast<std::int32_t>(verdict));
-      reply.add_version_count(0);
-      reply.add_replica_count(0);
-      continue;
-    }
-    const PutItem& item = batch.items[next++];
-    reply.add_status(static_cast<std::int32_t>(item.status));
-    reply.add_version_count(item.version.count);
-    const bool granted = item.status == ErrorCode::kOk;
-    counters_.put_started += granted ? 1 : 0;
-    counters_.put_exists += item.status == ErrorCode::kObjectAlreadyExists ? 1 : 0;
-    counters_.put_busy += item.status == ErrorCode::kReplicaNotReady ? 1 : 0;
-    counters_.put_no_space += item.status == ErrorCode::kNoAvailableHandle ? 1 : 0;
-    reply.add_replica_count(granted ? static_cast<std::uint32_t>(item.replicas.size()) : 0);
-    if (!granted) continue;
-    for (const auto& replica : item.replicas) {
-      reply.add_replica_segment(segments.index_of(*replica.segment));
-      reply.add_replica_offset(replica.offset);
+    const PutItem* const item = verdict == ErrorCode::kOk ? &batch.items[next++] : nullptr;
+    const auto status = item == nullptr ? verdict : item->status;
+    reply.status.push_back(static_cast<std::int32_t>(status));
+    reply.version_count.push_back(item == nullptr ? 0 : item->version.count);
+    const bool has_grant = item != nullptr && status == ErrorCode::kOk;
+    reply.replica_count.push_back(has_grant ? static_cast<std::uint32_t>(item->replicas.size()) : 0);
+    if (item == nullptr) continue;
+    granted += has_grant ? 1 : 0;
+    exist += status == ErrorCode::kObjectAlreadyExists ? 1 : 0;
+    busy += status == ErrorCode::kReplicaNotReady ? 1 : 0;
+    no_space += status == ErrorCode::kNoAvailableHandle ? 1 : 0;
+    if (!has_grant) continue;
+    for (const auto& replica : item->replicas) {
+      reply.replica_segment.push_back(segments.index_of(*replica.segment));
+      reply.replica_offset.push_back(replica.offset);
     }
   }
+  counters_.put_started += granted;
+  if (exist > 0) counters_.put_exists += exist;
+  if (busy > 0) counters_.put_busy += busy;
+  if (no_space > 0) counters_.put_no_space += no_space;
   return reply;
 }
 
-Result<wire::StatusReply> Coordinator::commit(const wire::PutCommitRequest& request, TimeMs now) {
+Result<lean::StatusReply> Coordinator::commit(const lean::PutCommitRequest& request, TimeMs now) {
   const SharedReign reign(reign_mutex_);
-  static_cast<void>(find_node(request.node_id(), now));
-  if (!valid_tenant(request.tenant())) return bad_tenant();
-  const auto count = request.key_size();
-  if (request.version_count_size() != count || request.checksum_size() != count || request.written_size() != count) {
+  static_cast<void>(find_node(request.node_id, now));
+  if (!valid_tenant(request.tenant)) return bad_tenant();
+  const auto count = request.key.size();
+  if (request.version_count.size() != count || request.checksum.size() != count || request.written.size() != count) {
     return bad_columns("commit");
   }
-  const auto keys = qualified(request.tenant(), request.key());
+  const QualifiedKeys keys(request.tenant, request.key);
   std::vector<CommitItem> items;
-  items.reserve(keys.size());
-  for (int i = 0; i < count; ++i) {
-    items.push_back({HashedKey(keys[static_cast<std::size_t>(i)]), Version{Term{request.term()}, request.version_count(i)},
-                     request.checksum(i), request.written(i)});
+  items.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    items.push_back(
+        {HashedKey(keys[i]), Version{Term{request.term}, request.version_count[i]}, request.checksum[i].value, request.written[i]});
   }
-  table_.commit(items, NodeId::from_bytes(request.node_id()).value_or(NodeId()));
-  wire::StatusReply reply;
+  table_.commit(items, NodeId::from_bytes(request.node_id).value_or(NodeId()));
+  lean::StatusReply reply;
+  reply.status.reserve(count);
+  std::vector<std::uint64_t> ended;
+  ended.reserve(count);
   bool unknown = false;
+  std::uint64_t committed = 0;
   for (const auto& item : items) {
-    reply.add_status(static_cast<std::int32_t>(item.status));
+    reply.status.push_back(static_cast<std::int32_t>(item.status));
     if (item.status == ErrorCode::kStaleTerm) unknown = true;
-    if (item.status == ErrorCode::kOk && item.written != 0) ++counters_.put_committed;
-    if (item.version.term == term()) settle({item.key.hash});
+    if (item.status == ErrorCode::kOk && item.written != 0) ++committed;
+    if (item.version.term == term()) ended.push_back(item.key.hash);
   }
+  counters_.put_committed += committed;
+  settle(ended);
   // Its owner may be about to report it.
   if (unknown && recovering(now)) return recovering_error();
   return reply;
@@ -222,7 +219,8 @@ Result<wire::StatusReply> Coordinator::revoke(const wire::PutRevokeRequest& requ
   if (!valid_tenant(request.tenant())) return bad_tenant();
   if (request.version_count_size() != request.key_size()) return bad_columns("revoke");
   if (Term{request.term()} < term() && recovering(now)) return recovering_error();
-  const auto keys = qualified(request.tenant(), request.key());
+  const std::vector<std::string_view> bare(request.key().begin(), request.key().end());
+  const QualifiedKeys keys(request.tenant(), bare);
   std::vector<CommitItem> items;
   items.reserve(keys.size());
   for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -233,59 +231,62 @@ Result<wire::StatusReply> Coordinator::revoke(const wire::PutRevokeRequest& requ
   for (const auto& item : items) {
     reply.add_status(static_cast<std::int32_t>(item.status));
     if (item.status == ErrorCode::kOk) ++counters_.put_revoked;
-    settle({item.key.hash});
+    settle(std::span(&item.key.hash, 1));
   }
   return reply;
 }
 
 // --- look-ups --------------------------------------------------------------------------------------------------------------------
 
-Result<wire::GetReplicasReply> Coordinator::get_replicas(const wire::GetReplicasRequest& request, TimeMs now) {
+Result<Coordinator::Whereabouts> Coordinator::get_replicas(const lean::GetReplicasRequest& request, TimeMs now) {
   const SharedReign reign(reign_mutex_);
-  static_cast<void>(find_node(request.node_id(), now));
-  if (!valid_tenant(request.tenant())) return bad_tenant();
-  const auto keys = qualified(request.tenant(), request.key());
+  static_cast<void>(find_node(request.node_id, now));
+  if (!valid_tenant(request.tenant)) return bad_tenant();
+  const QualifiedKeys keys(request.tenant, request.key);
+  const auto count = keys.size();
   std::vector<LookupItem> items;
-  items.reserve(keys.size());
-  for (const auto& key : keys) items.push_back({HashedKey(key)});
-  SegmentKeeper keeper;
-  table_.look_up(items, now + static_cast<TimeMs>(config_.lease_ttl.count()), &keeper);
-  wire::GetReplicasReply reply;
-  reply.set_lease_ms(static_cast<std::uint32_t>(config_.lease_ttl.count()));
-  SegmentColumn column(*reply.mutable_segment());
-  bool unknown = false;
+  items.reserve(count);
+  for (const auto key : keys) items.push_back({HashedKey(key)});
+  Whereabouts answer;
+  table_.look_up(items, now + static_cast<TimeMs>(config_.lease_ttl.count()), &answer.keeper);
+  lean::GetReplicasReply& reply = answer.reply;
+  reply.lease_ms = static_cast<std::uint32_t>(config_.lease_ttl.count());
+  for (auto* column : {&reply.size, &reply.version_term, &reply.version_count, &reply.replica_offset}) column->reserve(count);
+  reply.status.reserve(count);
+  reply.checksum.reserve(count);
+  reply.replica_count.reserve(count);
+  reply.replica_segment.reserve(count);
+  SegmentColumn column(reply.segment);
+  std::uint64_t hits = 0;
   for (const auto& item : items) {
-    ++counters_.gets;
-    std::uint32_t shown = 0;
     for (const auto& replica : item.replicas) {
-      reply.add_replica_segment(column.index_of(*replica.segment));
-      reply.add_replica_offset(replica.offset);
-      ++shown;
+      reply.replica_segment.push_back(column.index_of(*replica.segment));
+      reply.replica_offset.push_back(replica.offset);
     }
-    const bool found = item.status == ErrorCode::kOk;
-    counters_.get_hits += found ? 1 : 0;
-    unknown = unknown || !found;
-    reply.add_status(static_cast<std::int32_t>(item.status));
-    reply.add_size(item.size);
-    reply.add_checksum(item.checksum);
-    reply.add_version_term(item.version.term.value);
-    reply.add_version_count(item.version.count);
-    reply.add_replica_count(shown);
+    hits += item.status == ErrorCode::kOk ? 1 : 0;
+    reply.status.push_back(static_cast<std::int32_t>(item.status));
+    reply.size.push_back(item.size);
+    reply.checksum.push_back({item.checksum});
+    reply.version_term.push_back(item.version.term.value);
+    reply.version_count.push_back(item.version.count);
+    reply.replica_count.push_back(static_cast<std::uint32_t>(item.replicas.size()));
   }
-  if (unknown && recovering(now)) return recovering_error();
-  return reply;
+  counters_.gets += count;
+  counters_.get_hits += hits;
+  if (hits < count && recovering(now)) return recovering_error();
+  return answer;
 }
 
-Result<Coordinator::Existence> Coordinator::exist(const wire::ExistRequest& request, TimeMs now) {
+Result<Coordinator::Existence> Coordinator::exist(const lean::ExistRequest& request, TimeMs now) {
   const SharedReign reign(reign_mutex_);
-  static_cast<void>(find_node(request.node_id(), now));
-  if (!valid_tenant(request.tenant())) return bad_tenant();
-  const auto asker = NodeId::from_bytes(request.node_id()).value_or(NodeId());
+  static_cast<void>(find_node(request.node_id, now));
+  if (!valid_tenant(request.tenant)) return bad_tenant();
+  const auto asker = NodeId::from_bytes(request.node_id).value_or(NodeId());
   Existence existence;
-  existence.keys = qualified(request.tenant(), request.key());
+  existence.keys = QualifiedKeys(request.tenant, request.key);
   std::vector<LookupItem> items;
   items.reserve(existence.keys.size());
-  for (const auto& key : existence.keys) items.push_back({HashedKey(key)});
+  for (const auto key : existence.keys) items.push_back({HashedKey(key)});
   table_.look_up(items, now + static_cast<TimeMs>(config_.lease_ttl.count()), nullptr);
   existence.status.reserve(items.size());
   std::uint64_t hits = 0;
@@ -297,7 +298,7 @@ Result<Coordinator::Existence> Coordinator::exist(const wire::ExistRequest& requ
       continue;
     }
     const auto may_put = [this](NodeId id) { return membership_.may_put(id); };
-    if (request.wait_ms() > 0 &&
+    if (request.wait_ms > 0 &&
         (item.status == ErrorCode::kReplicaNotReady || handover_.expected_by_other(item.key.hash, asker, now, may_put))) {
       existence.on_their_way.push_back(i);
     }
@@ -309,7 +310,7 @@ Result<Coordinator::Existence> Coordinator::exist(const wire::ExistRequest& requ
   return existence;
 }
 
-bool Coordinator::still_on_its_way(const std::string& key, NodeId asker, TimeMs now) {
+bool Coordinator::still_on_its_way(std::string_view key, NodeId asker, TimeMs now) {
   const SharedReign reign(reign_mutex_);
   const HashedKey hashed(key);
   const auto status = table_.peek(hashed);
@@ -355,7 +356,8 @@ Result<std::vector<RemoveItem>> Coordinator::remove(const wire::RemoveRequest& r
   const SharedReign reign(reign_mutex_);
   if (!valid_tenant(request.tenant())) return bad_tenant();
   if (recovering(now)) return recovering_error();
-  keys = qualified(request.tenant(), request.key());
+  keys.clear();
+  for (const auto& key : request.key()) keys.push_back(qualify(request.tenant(), key));
   std::vector<RemoveItem> items;
   items.reserve(keys.size());
   for (const auto& key : keys) items.push_back({HashedKey(key)});

@@ -358,13 +358,14 @@ TEST_F(CoordinatorTest, ExpectedKeysAreOnTheirWayForOthersOnly) {
   request.set_wait_ms(500);
   const auto on_their_way = [&](TestNode& node, TimeMs t) {
     request.set_node_id(node.id().to_bytes());
-    const auto found = master.exist(request, t);
+    const auto found = master.exist(*test::Sent<lean::ExistRequest>(request), t);
     return found.ok() ? found->on_their_way.size() : 99;
   };
   EXPECT_EQ(on_their_way(a, now), 0U);
   const auto wait_in_vain = [&](TestNode& node) {
     request.set_node_id(node.id().to_bytes());
-    auto found = master.exist(request, now);
+    const test::Sent<lean::ExistRequest> sent(request);
+    auto found = master.exist(*sent, now);
     ASSERT_EQ(found->on_their_way.size(), 1U) << "the other may be about to put for the first time";
     master.finish_wait(*found, node.id(), true, now);
   };
@@ -388,7 +389,8 @@ TEST_F(CoordinatorTest, ExpectedKeysAreOnTheirWayForOthersOnly) {
 
   EXPECT_EQ(on_their_way(a, now), 0U);
   request.set_node_id(b.id().to_bytes());
-  auto existence = master.exist(request, now);
+  const test::Sent<lean::ExistRequest> sent(request);
+  auto existence = master.exist(*sent, now);
   ASSERT_EQ(existence->on_their_way.size(), 1U);
   master.finish_wait(*existence, b.id(), true, now);
   EXPECT_EQ(on_their_way(b, now), 0U) << "a wait in vain is paid once";

@@ -37,6 +37,31 @@ struct Stored {
   std::uint64_t checksum = 0;
 };
 
+// A generated request in the form that the coordinator takes, by way of the wire. Must outlive what the coordinator returns for it.
+template <typename Request>
+class Sent {
+ public:
+  explicit Sent(const google::protobuf::MessageLite& message) : bytes_(message.SerializeAsString()) {
+    EXPECT_TRUE(lean::parse(std::as_bytes(std::span(bytes_)), request_));
+  }
+  Sent(const Sent&) = delete;
+  Sent& operator=(const Sent&) = delete;
+  const Request& operator*() const { return request_; }
+
+ private:
+  const std::string bytes_;
+  Request request_;
+};
+// And a reply as a generated class.
+template <typename Message, typename Reply>
+Message received(const Reply& reply) {
+  std::string bytes;
+  lean::write(reply, bytes);
+  Message message;
+  EXPECT_TRUE(message.ParseFromString(bytes));
+  return message;
+}
+
 class TestNode {
  public:
   TestNode(Coordinator& master, std::string name, std::uint32_t port = 0)
@@ -147,10 +172,11 @@ class TestNode {
     request.set_hard_pin(wish.hard_pin);
     request.set_prefer_same_node(wish.same_node);
     for (const auto& name : wish.preferred) request.add_preferred_segment(name);
-    auto batch = master_->begin_put(request, now);
+    const Sent<lean::PutStartRequest> sent(request);
+    auto batch = master_->begin_put(*sent, now);
     if (!batch.ok()) return {keys.size(), Grant{batch.status().number()}};
     if (const auto status = master_->try_put(*batch, now); !status.ok()) return {keys.size(), Grant{status.number()}};
-    return grants(master_->put_reply(*batch));
+    return grants(received<wire::PutStartReply>(master_->put_reply(*batch)));
   }
   Grant start(const std::string& key, std::uint64_t size, TimeMs now, const PutWish& wish) { return start({{key, size}}, now, wish)[0]; }
   Grant start(const std::string& key, std::uint64_t size, TimeMs now) { return start(key, size, now, PutWish()); }
@@ -164,8 +190,8 @@ class TestNode {
     request.add_version_count(grant.count);
     request.add_checksum(checksum_of(key));
     request.add_written(written);
-    const auto reply = master_->commit(request, now);
-    return reply.ok() ? reply->status(0) : reply.status().number();
+    const auto reply = master_->commit(*Sent<lean::PutCommitRequest>(request), now);
+    return reply.ok() ? reply->status[0] : reply.status().number();
   }
   std::int32_t revoke(const std::string& key, const Grant& grant, TimeMs now) {
     wire::PutRevokeRequest request;
@@ -188,7 +214,7 @@ class TestNode {
     request.set_node_id(id_.to_bytes());
     request.set_tenant(tenant);
     request.add_key(key);
-    const auto found = master_->exist(request, now);
+    const auto found = master_->exist(*Sent<lean::ExistRequest>(request), now);
     if (!found.ok()) return found.status().number();
     return found->status[0] == ErrorCode::kOk ? 1 : 0;
   }
@@ -196,9 +222,9 @@ class TestNode {
     wire::GetReplicasRequest request;
     request.set_node_id(id_.to_bytes());
     request.add_key(key);
-    auto reply = master_->get_replicas(request, now);
-    if (!reply.ok()) return std::nullopt;
-    return *reply;
+    const auto found = master_->get_replicas(*Sent<lean::GetReplicasRequest>(request), now);
+    if (!found.ok()) return std::nullopt;
+    return received<wire::GetReplicasReply>(found->reply);
   }
   RemoveItem remove(const std::string& key, TimeMs now, bool force = false) {
     wire::RemoveRequest request;

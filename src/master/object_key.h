@@ -5,9 +5,12 @@
 #pragma once
 
 #include <cstddef>
+#include <list>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace moonpool::master {
 
@@ -29,6 +32,35 @@ inline constexpr std::string_view kDefaultTenant = "default";
   qualified.append(key);
   return qualified;
 }
+
+// The keys of a request, qualified: views of the request's bytes wherever a key stands bare, so that the default tenant costs no copy. Good
+// while the request's bytes are.
+class QualifiedKeys {
+ public:
+  QualifiedKeys() = default;
+  QualifiedKeys(std::string_view tenant, std::span<const std::string_view> keys) {
+    views_.reserve(keys.size());
+    const bool bare = tenant.empty() || tenant == kDefaultTenant;
+    for (const auto key : keys) {
+      views_.push_back(bare && key.find('\0') == std::string_view::npos ? key : std::string_view(made_.emplace_back(qualify(tenant, key))));
+    }
+  }
+  // Moving keeps the addresses of what was made.
+  QualifiedKeys(QualifiedKeys&&) noexcept = default;
+  QualifiedKeys& operator=(QualifiedKeys&&) noexcept = default;
+  QualifiedKeys(const QualifiedKeys&) = delete;
+  QualifiedKeys& operator=(const QualifiedKeys&) = delete;
+  ~QualifiedKeys() = default;
+
+  [[nodiscard]] std::size_t size() const { return views_.size(); }
+  [[nodiscard]] std::string_view operator[](std::size_t i) const { return views_[i]; }
+  [[nodiscard]] auto begin() const { return views_.begin(); }
+  [[nodiscard]] auto end() const { return views_.end(); }
+
+ private:
+  std::vector<std::string_view> views_;
+  std::list<std::string> made_;
+};
 
 // The tenant and the key as the user wrote it; views into `qualified`.
 [[nodiscard]] inline std::pair<std::string_view, std::string_view> split_qualified(std::string_view qualified) {

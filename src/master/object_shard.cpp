@@ -6,36 +6,32 @@
 namespace moonpool::master {
 
 Entry* ObjectShard::find(const HashedKey& key) {
-  const auto found = map_.find(key);
-  return found == map_.end() ? nullptr : &found->second;
+  const auto found = entries_.find(key);
+  return found == entries_.end() ? nullptr : *found;
 }
 
 const Entry* ObjectShard::find(const HashedKey& key) const {
-  const auto found = map_.find(key);
-  return found == map_.end() ? nullptr : &found->second;
+  const auto found = entries_.find(key);
+  return found == entries_.end() ? nullptr : *found;
 }
 
 Entry& ObjectShard::find_or_make(const HashedKey& key) {
   if (Entry* entry = find(key)) return *entry;
-  const auto [place, made] = map_.try_emplace(std::string(key.key));
-  place->second.key = &place->first;
-  return place->second;
+  return **entries_.insert(Entry::make(key)).first;
 }
 
 void ObjectShard::erase_if_empty(Entry& entry) {
   if (entry.committed() || entry.pending) return;
-  const auto found = map_.find(*entry.key);
-  map_.erase(found);
+  entries_.erase(&entry);
+  Entry::destroy(&entry);
 }
 
 bool ObjectShard::alive(const Entry& entry) {
-  return entry.committed() &&
-         std::any_of(entry.replicas.begin(), entry.replicas.end(), [](const Replica& replica) { return replica.segment->alive(); });
+  return entry.committed() && entry.any_replica([](const Replica& replica) { return replica.segment->alive(); });
 }
 
 bool ObjectShard::readable(const Entry& entry) {
-  return entry.committed() &&
-         std::any_of(entry.replicas.begin(), entry.replicas.end(), [](const Replica& replica) { return replica.segment->reachable(); });
+  return entry.committed() && entry.any_replica([](const Replica& replica) { return replica.segment->reachable(); });
 }
 
 Version ObjectShard::newest_version() const { return {Term{context_.term.load()}, context_.count.load()}; }
@@ -63,18 +59,13 @@ void ObjectShard::retire_unwanted(const ReportedExtent& extent, Segment& segment
 
 void ObjectShard::drop_value(Entry& entry, std::uint64_t hash) {
   if (!entry.committed()) return;
-  for (const auto& replica : entry.replicas) retire(hash, replica, entry.size, entry.version);
+  entry.for_each_replica([&](const Replica& replica) { retire(hash, replica, entry.size, entry.version); });
   dropped_.add(hash, entry.version);
   queue_.remove(entry);
-  if (entry.group) entry.group->leave(*entry.key, entry.hard_pin);
+  if (entry.group()) entry.group()->leave(std::string(entry.key()), entry.hard_pin);
   --objects_;
   bytes_ -= entry.size;
-  entry.group.reset();
-  entry.replicas.clear();
-  entry.version = {};
-  entry.lease_until = entry.soft_pin_until = 0;
-  entry.hits = 0;
-  entry.hard_pin = false;
+  entry.forget_value();
 }
 
 void ObjectShard::drop_pending(Entry& entry, std::uint64_t hash) {
@@ -147,27 +138,27 @@ ErrorCode ObjectShard::commit(const CommitItem& item, NodeId writer) {
   }
   drop_value(*entry, item.key.hash);
   entry->hard_pin = hard_pin;
-  entry->group = group;
+  entry->set_group(group);
   if (group) {
-    group->join(*entry->key, hard_pin);
+    group->join(std::string(entry->key()), hard_pin);
     group->extend_soft_pin(soft_pin_until);
   }
-  install(*entry, version, size, item.checksum, std::move(held));
+  install(*entry, version, size, item.checksum, held);
   enqueue(*entry, soft_pin_until);
   return ErrorCode::kOk;
 }
 
-void ObjectShard::install(Entry& entry, Version version, std::uint64_t size, std::uint64_t checksum, Replicas replicas) {
+void ObjectShard::install(Entry& entry, Version version, std::uint64_t size, std::uint64_t checksum, const Replicas& replicas) {
   entry.version = version;
   entry.size = size;
   entry.checksum = checksum;
-  entry.replicas = std::move(replicas);
+  for (const auto& replica : replicas) entry.add_replica(replica);
   ++objects_;
   bytes_ += size;
 }
 
 void ObjectShard::enqueue(Entry& entry, TimeMs soft_pin_until) {
-  entry.soft_pin_until = soft_pin_until;
+  entry.set_soft_pin(soft_pin_until);
   ++context_.inserted;
   if (!entry.hard_pin) queue_.push_back(entry, soft_pin_until > 0 ? QueueKind::kSoft : QueueKind::kNormal);
 }
@@ -196,18 +187,18 @@ void ObjectShard::look_up(LookupItem& item, TimeMs lease_until, SegmentKeeper* k
     return;
   }
   entry->lease_until = std::max(entry->lease_until, lease_until);
-  if (entry->group) entry->group->extend_lease(lease_until);
+  if (entry->group()) entry->group()->extend_lease(lease_until);
   entry->hits = std::min<std::uint8_t>(EvictionQueue::kMaxHits, entry->hits + 1);
   item.status = ErrorCode::kOk;
   if (keeper == nullptr) return;
   item.size = entry->size;
   item.checksum = entry->checksum;
   item.version = entry->version;
-  for (const auto& replica : entry->replicas) {
-    if (!replica.segment->reachable()) continue;
+  entry->for_each_replica([&](const Replica& replica) {
+    if (!replica.segment->reachable()) return;
     keeper->keep(*replica.segment);
     item.replicas.push_back(replica);
-  }
+  });
   if (item.replicas.empty()) item.status = ErrorCode::kObjectNotFound;  // lost since we asked
 }
 
@@ -251,7 +242,7 @@ ReportOutcome ObjectShard::restore(const ReportedExtent& extent, Segment& segmen
     return ReportOutcome::kKnown;
   }
   const bool same_version = entry != nullptr && entry->committed() && entry->version == extent.version;
-  if (same_version && std::any_of(entry->replicas.begin(), entry->replicas.end(), is_this)) return ReportOutcome::kKnown;
+  if (same_version && entry->any_replica(is_this)) return ReportOutcome::kKnown;
 
   // What this reign granted and does not know any more, it has retired itself.
   const bool wanted = extent.version.term.value < context_.term && extent.version.count != 0 &&
@@ -268,7 +259,7 @@ ReportOutcome ObjectShard::restore(const ReportedExtent& extent, Segment& segmen
   }
   if (entry == nullptr) entry = &find_or_make(extent.key);
   if (same_version) {
-    entry->replicas.push_back({&segment, extent.offset});
+    entry->add_replica({&segment, extent.offset});
     return ReportOutcome::kAccepted;
   }
   drop_value(*entry, extent.key.hash);
@@ -300,30 +291,30 @@ EvictionStep ObjectShard::evict_front(QueueKind kind, TimeMs now, bool allow_sof
     queue_.push_back(*entry, soft ? QueueKind::kSoft : QueueKind::kNormal);
     return EvictionStep::kKept;
   }
-  victim.bytes = entry->size * entry->replicas.size();
-  victim.group = entry->group;
-  drop_value(*entry, hash_of(*entry->key));
+  victim.bytes = entry->size * entry->replica_count();
+  victim.group = entry->group();
+  drop_value(*entry, entry->hash);
   erase_if_empty(*entry);
   return EvictionStep::kEvicted;
 }
 
-std::uint64_t ObjectShard::evict_member(const std::string& key, TimeMs now) {
-  Entry* entry = find(HashedKey(key));
+std::uint64_t ObjectShard::evict_member(const HashedKey& key, TimeMs now) {
+  Entry* entry = find(key);
   if (entry == nullptr || !entry->committed() || entry->hard_pin || entry->lease_until > now) return 0;
-  const auto bytes = entry->size * entry->replicas.size();
-  drop_value(*entry, hash_of(key));
+  const auto bytes = entry->size * entry->replica_count();
+  drop_value(*entry, key.hash);
   erase_if_empty(*entry);
   return bytes;
 }
 
 void ObjectShard::drop_dead_replicas(std::vector<std::uint64_t>& settled) {
   const auto dead = [](const Replica& replica) { return replica.segment == nullptr || !replica.segment->alive(); };
-  for (auto it = map_.begin(); it != map_.end();) {
-    Entry& entry = it->second;
+  for (auto it = entries_.begin(); it != entries_.end();) {
+    Entry& entry = **it;
     ++it;  // the entry may go
     if (entry.committed()) {
-      entry.replicas.erase(std::remove_if(entry.replicas.begin(), entry.replicas.end(), dead), entry.replicas.end());
-      if (entry.replicas.empty()) drop_value(entry, hash_of(*entry.key));
+      entry.drop_replicas(dead);
+      if (entry.replica_count() == 0) drop_value(entry, entry.hash);
     }
     if (entry.pending) {
       auto& replicas = entry.pending->replicas;
@@ -331,7 +322,7 @@ void ObjectShard::drop_dead_replicas(std::vector<std::uint64_t>& settled) {
         if (dead(replica)) replica.segment = nullptr;
       }
       if (std::all_of(replicas.begin(), replicas.end(), dead)) {
-        settled.push_back(hash_of(*entry.key));
+        settled.push_back(entry.hash);
         drop_pending(entry, settled.back());
       }
     }
@@ -342,7 +333,7 @@ void ObjectShard::drop_dead_replicas(std::vector<std::uint64_t>& settled) {
 void ObjectShard::revoke_older_than(TimeMs started_before, std::vector<std::uint64_t>& settled) {
   while (!pending_.empty() && pending_.front().started < started_before) {
     Entry& entry = *pending_.front().entry;
-    settled.push_back(hash_of(*entry.key));
+    settled.push_back(entry.hash);
     drop_pending(entry, settled.back());
     erase_if_empty(entry);
   }
@@ -354,7 +345,7 @@ void ObjectShard::revoke_of_writer(NodeId writer, std::vector<std::uint64_t>& se
     ++it;
     if (put.writer != writer) continue;
     Entry& entry = *put.entry;
-    settled.push_back(hash_of(*entry.key));
+    settled.push_back(entry.hash);
     drop_pending(entry, settled.back());
     erase_if_empty(entry);
   }
@@ -362,11 +353,12 @@ void ObjectShard::revoke_of_writer(NodeId writer, std::vector<std::uint64_t>& se
 
 void ObjectShard::clear() {
   pending_.clear();
-  for (auto& [key, entry] : map_) {
-    queue_.remove(entry);
-    if (entry.group) entry.group->leave(key, entry.hard_pin);
+  for (Entry* entry : entries_) {
+    queue_.remove(*entry);
+    if (entry->group()) entry->group()->leave(std::string(entry->key()), entry->hard_pin);
+    Entry::destroy(entry);
   }
-  map_.clear();
+  entries_.clear();
   retiring_.clear();
   objects_ = 0;
   bytes_ = 0;

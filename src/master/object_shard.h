@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <boost/intrusive/list.hpp>
+#include <boost/unordered/unordered_flat_set.hpp>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -108,6 +109,9 @@ struct Victim {
 class ObjectShard {
  public:
   explicit ObjectShard(TableContext& context) : context_(context), queue_(context.stamps) {}
+  ~ObjectShard() { clear(); }
+  ObjectShard(const ObjectShard&) = delete;
+  ObjectShard& operator=(const ObjectShard&) = delete;
 
   std::mutex mutex;
 
@@ -123,7 +127,7 @@ class ObjectShard {
   // Deals with the front of a queue.
   EvictionStep evict_front(QueueKind kind, TimeMs now, bool allow_soft_pinned, Victim& victim);
   // As a member of a group whose front was evicted. Returns the bytes retired.
-  std::uint64_t evict_member(const std::string& key, TimeMs now);
+  std::uint64_t evict_member(const HashedKey& key, TimeMs now);
   [[nodiscard]] std::uint64_t head(QueueKind kind) const { return queue_.head(kind); }  // any thread
 
   // Drops the replicas on segments that are no longer alive, and what is left without any. The keys whose puts ended that way go to
@@ -140,17 +144,17 @@ class ObjectShard {
   [[nodiscard]] std::uint64_t object_bytes() const { return bytes_; }
   template <typename Visit>
   void for_each_committed(Visit visit) const {
-    for (const auto& [key, entry] : map_) {
-      if (entry.committed()) visit(entry);
+    for (const Entry* entry : entries_) {
+      if (entry->committed()) visit(*entry);
     }
   }
   template <typename Visit>
   void for_each_extent(Visit visit) const {
-    for (const auto& [key, entry] : map_) {
-      for (const auto& replica : entry.replicas) visit(replica, entry.size);
-      if (!entry.pending) continue;
-      for (const auto& replica : entry.pending->replicas) {
-        if (replica.segment != nullptr) visit(replica, entry.pending->size);
+    for (const Entry* entry : entries_) {
+      entry->for_each_replica([&](const Replica& replica) { visit(replica, entry->size); });
+      if (!entry->pending) continue;
+      for (const auto& replica : entry->pending->replicas) {
+        if (replica.segment != nullptr) visit(replica, entry->pending->size);
       }
     }
   }
@@ -158,16 +162,17 @@ class ObjectShard {
  private:
   struct Hash {
     using is_transparent = void;
-    std::size_t operator()(const std::string& key) const { return hash_of(key); }
+    std::size_t operator()(const Entry* entry) const { return entry->hash; }
     std::size_t operator()(const HashedKey& key) const { return key.hash; }
   };
   struct Equal {
     using is_transparent = void;
-    bool operator()(const std::string& a, const std::string& b) const { return a == b; }
-    bool operator()(const HashedKey& a, const std::string& b) const { return a.key == b; }
-    bool operator()(const std::string& a, const HashedKey& b) const { return a == b.key; }
+    bool operator()(const Entry* a, const Entry* b) const { return a == b; }
+    bool operator()(const HashedKey& a, const Entry* b) const { return a.hash == b->hash && a.key == b->key(); }
+    bool operator()(const Entry* a, const HashedKey& b) const { return (*this)(b, a); }
   };
-  using Map = std::unordered_map<std::string, Entry, Hash, Equal>;
+  // Pointers in one flat array, so that a table of ten million grows by copying pointers.
+  using Entries = boost::unordered_flat_set<Entry*, Hash, Equal>;
 
   [[nodiscard]] Entry* find(const HashedKey& key);
   [[nodiscard]] const Entry* find(const HashedKey& key) const;
@@ -182,12 +187,12 @@ class ObjectShard {
   void retire_unwanted(const ReportedExtent& extent, Segment& segment);
   void drop_value(Entry& entry, std::uint64_t hash);
   void drop_pending(Entry& entry, std::uint64_t hash);
-  void install(Entry& entry, Version version, std::uint64_t size, std::uint64_t checksum, Replicas replicas);
+  void install(Entry& entry, Version version, std::uint64_t size, std::uint64_t checksum, const Replicas& replicas);
   void enqueue(Entry& entry, TimeMs soft_pin_until);
   [[nodiscard]] Version newest_version() const;
 
   TableContext& context_;
-  Map map_;
+  Entries entries_;                             // owned
   boost::intrusive::list<PendingPut> pending_;  // oldest grant first
   EvictionQueue queue_;
   std::unordered_map<std::uint64_t, std::shared_ptr<RetirementTicket>> retiring_;  // by key hash

@@ -74,7 +74,7 @@ std::size_t ObjectTable::remove_matching(std::size_t index, std::string_view ten
   {
     const std::scoped_lock lock(shard.mutex);
     shard.for_each_committed([&](const Entry& entry) {
-      if (split_qualified(*entry.key).first == tenant) candidates.push_back(*entry.key);
+      if (split_qualified(entry.key()).first == tenant) candidates.emplace_back(entry.key());
     });
   }
   // Matching is slow work: done on copies, without the lock.
@@ -143,9 +143,10 @@ ObjectTable::EvictionResult ObjectTable::evict_queue(QueueKind kind, std::uint64
     result.bytes += victim.bytes;
     if (!victim.group) continue;
     for (const auto& member : victim.group->members()) {
-      ObjectShard& home = shard_of(hash_of(member));
+      const HashedKey key(member);
+      ObjectShard& home = shard_of(key.hash);
       const std::scoped_lock lock(home.mutex);
-      const auto freed = home.evict_member(member, now);
+      const auto freed = home.evict_member(key, now);
       result.objects += freed > 0 ? 1 : 0;
       result.bytes += freed;
     }
@@ -223,7 +224,7 @@ std::vector<std::string> ObjectTable::keys(std::size_t limit) {
   for (auto& shard : shards_) {
     const std::scoped_lock lock(shard->mutex);
     shard->for_each_committed([&](const Entry& entry) {
-      if (all.size() < limit) all.push_back(*entry.key);
+      if (all.size() < limit) all.emplace_back(entry.key());
     });
   }
   return all;

@@ -3,11 +3,25 @@
 #include <utility>
 
 #include "master/retirement.h"
+#include "net/object_messages.h"
 
 namespace moonpool::master {
 
+namespace {
+std::string encode(const SegmentDescription& description) {
+  const auto incarnation = description.incarnation.to_bytes();
+  const auto node = description.node.to_bytes();
+  const net::lean::SegmentInfo info{incarnation,      description.name, description.host,     description.port,
+                                    description.size, description.base, description.protocol, node};
+  std::string bytes;
+  net::lean::write(info, bytes);
+  return bytes;
+}
+}  // namespace
+
 Segment::Segment(SegmentDescription description, std::shared_ptr<Outbox> outbox)
     : description_(std::move(description)),
+      encoded_(encode(description_)),
       outbox_(std::move(outbox)),
       capacity_(ExtentAllocator(description_.size).capacity()),
       allocator_(description_.size) {}

@@ -39,6 +39,8 @@ class Segment : public std::enable_shared_from_this<Segment> {
   Segment(SegmentDescription description, std::shared_ptr<Outbox> outbox);
 
   [[nodiscard]] const SegmentDescription& description() const { return description_; }
+  // The description as an encoded wire::SegmentInfo, as replies carry it.
+  [[nodiscard]] const std::string& encoded() const { return encoded_; }
   [[nodiscard]] bool alive() const { return alive_.load(std::memory_order_acquire); }
   // Alive, and its owner's process is connected (METHOD_ATTEND): what look-ups show and puts are placed on.
   [[nodiscard]] bool reachable() const { return present_.load(std::memory_order_acquire) && alive(); }
@@ -70,6 +72,7 @@ class Segment : public std::enable_shared_from_this<Segment> {
  private:
   friend class Outbox;
   const SegmentDescription description_;
+  const std::string encoded_;
   const std::shared_ptr<Outbox> outbox_;
   const std::uint64_t capacity_;
   std::atomic<bool> alive_{true};

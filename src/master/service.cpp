@@ -41,14 +41,25 @@ net::Reply answer(const net::Request& request, Operation operation) {
   return reply_of(operation(message));
 }
 
+// Parsed into columns that keep their memory: one of each kind a thread, good until that thread's next request.
+template <typename Message>
+const Message* parsed(const net::Request& request, net::Reply& reply) {
+  thread_local Message message;
+  if (lean::parse(request.message(), message)) return &message;
+  reply.status = request.malformed();
+  return nullptr;
+}
+
 }  // namespace
 
 void Service::install(net::Server& server) {
-  for (const auto method :
-       {wire::METHOD_REGISTER_NODE, wire::METHOD_MOUNT_SEGMENT, wire::METHOD_NODE_SYNC, wire::METHOD_UNMOUNT_SEGMENT,
-        wire::METHOD_DEREGISTER_NODE, wire::METHOD_PUT_START, wire::METHOD_PUT_COMMIT, wire::METHOD_PUT_REVOKE, wire::METHOD_EXIST,
-        wire::METHOD_GET_REPLICAS, wire::METHOD_REMOVE, wire::METHOD_REMOVE_MATCHING, wire::METHOD_PING, wire::METHOD_ATTEND}) {
+  for (const auto method : {wire::METHOD_REGISTER_NODE, wire::METHOD_MOUNT_SEGMENT, wire::METHOD_NODE_SYNC, wire::METHOD_UNMOUNT_SEGMENT,
+                            wire::METHOD_DEREGISTER_NODE, wire::METHOD_PUT_REVOKE, wire::METHOD_REMOVE, wire::METHOD_REMOVE_MATCHING,
+                            wire::METHOD_PING, wire::METHOD_ATTEND}) {
     server.handle(method, [this](net::Request& request) { return serve(request); });
+  }
+  for (const auto method : {wire::METHOD_PUT_START, wire::METHOD_PUT_COMMIT, wire::METHOD_EXIST, wire::METHOD_GET_REPLICAS}) {
+    server.handle_quickly(method, [this](net::Request& request, net::Reply& reply) { return serve_quickly(request, reply); });
   }
   server.on_closed([this](const net::Session& session) {
     if (!ending_) coordinator_.session_ended(&session);
@@ -70,12 +81,8 @@ net::Task<net::Reply> Service::serve(net::Request& request) {
     case wire::METHOD_ATTEND:
       co_return answer<wire::AttendRequest>(request,
                                             [&](const auto& message) { return master.attend(message, request.session().get(), now); });
-    case wire::METHOD_PUT_COMMIT:
-      co_return answer<wire::PutCommitRequest>(request, [&](const auto& message) { return master.commit(message, now); });
     case wire::METHOD_PUT_REVOKE:
       co_return answer<wire::PutRevokeRequest>(request, [&](const auto& message) { return master.revoke(message, now); });
-    case wire::METHOD_GET_REPLICAS:
-      co_return answer<wire::GetReplicasRequest>(request, [&](const auto& message) { return master.get_replicas(message, now); });
     case wire::METHOD_PING: {
       wire::PingReply reply;
       reply.set_term(master.term().value);
@@ -85,9 +92,13 @@ net::Task<net::Reply> Service::serve(net::Request& request) {
     case wire::METHOD_NODE_SYNC:
       co_return co_await node_sync(request);
     case wire::METHOD_PUT_START:
-      co_return co_await put_start(request);
+    case wire::METHOD_PUT_COMMIT:
     case wire::METHOD_EXIST:
-      co_return co_await exist(request);
+    case wire::METHOD_GET_REPLICAS: {
+      net::Reply reply;
+      if (auto waiting = serve_quickly(request, reply)) co_return co_await std::move(*waiting);
+      co_return reply;
+    }
     case wire::METHOD_REMOVE:
       co_return co_await remove(request);
     case wire::METHOD_REMOVE_MATCHING:
@@ -112,12 +123,68 @@ net::Task<net::Reply> Service::node_sync(net::Request& request) {
   co_return reply_of(coordinator_.sync_reply(**node, request.session(), now_ms()));
 }
 
-net::Task<net::Reply> Service::put_start(net::Request& request) {
-  wire::PutStartRequest message;
-  if (auto status = request.parse(message); !status.ok()) co_return net::Reply(std::move(status));
-  auto begun = coordinator_.begin_put(message, now_ms());
-  if (!begun.ok()) co_return net::Reply(begun.status());
-  PutBatch& batch = *begun;
+// --- the hot methods -------------------------------------------------------------------------------------------------------------
+
+std::optional<net::Task<net::Reply>> Service::serve_quickly(net::Request& request, net::Reply& reply) {
+  switch (request.method()) {
+    case wire::METHOD_PUT_START:
+      return put_start(request, reply);
+    case wire::METHOD_EXIST:
+      return exist(request, reply);
+    case wire::METHOD_PUT_COMMIT:
+      put_commit(request, reply);
+      return std::nullopt;
+    default:
+      get_replicas(request, reply);
+      return std::nullopt;
+  }
+}
+
+void Service::get_replicas(net::Request& request, net::Reply& reply) {
+  const auto* message = parsed<lean::GetReplicasRequest>(request, reply);
+  if (message == nullptr) return;
+  const auto found = coordinator_.get_replicas(*message, now_ms());
+  if (!found.ok()) {
+    reply.status = found.status();
+  } else {
+    lean::write(found->reply, reply.message);
+  }
+}
+
+void Service::put_commit(net::Request& request, net::Reply& reply) {
+  const auto* message = parsed<lean::PutCommitRequest>(request, reply);
+  if (message == nullptr) return;
+  const auto committed = coordinator_.commit(*message, now_ms());
+  if (!committed.ok()) {
+    reply.status = committed.status();
+  } else {
+    lean::write(*committed, reply.message);
+  }
+}
+
+std::optional<net::Task<net::Reply>> Service::put_start(net::Request& request, net::Reply& reply) {
+  const auto* message = parsed<lean::PutStartRequest>(request, reply);
+  if (message == nullptr) return std::nullopt;
+  auto begun = coordinator_.begin_put(*message, now_ms());
+  if (!begun.ok()) {
+    reply.status = begun.status();
+    return std::nullopt;
+  }
+  if (auto status = coordinator_.try_put(*begun, now_ms()); !status.ok()) {
+    reply.status = std::move(status);
+    return std::nullopt;
+  }
+  if (begun->bytes_without_room() > 0) return put_when_there_is_room(request, std::move(*begun));
+  finish_put(*begun, reply);
+  return std::nullopt;
+}
+
+void Service::finish_put(const PutBatch& batch, net::Reply& reply) {
+  if (nudge_ && coordinator_.above_watermark()) nudge_();
+  lean::write(coordinator_.put_reply(batch), reply.message);
+}
+
+net::Task<net::Reply> Service::put_when_there_is_room(net::Request& request, PutBatch batch) {
   const auto until = answer_by(request).sooner(coordinator_.config().room_wait);
   bool stalled = false;
   bool hopeless = false;
@@ -143,41 +210,62 @@ net::Task<net::Reply> Service::put_start(net::Request& request) {
     waited = true;
     stalled = !co_await coordinator_.progress().wait(seen, until.sooner(kAcknowledgementPatience));
   }
-  if (nudge_ && coordinator_.above_watermark()) nudge_();
-  co_return net::Reply(coordinator_.put_reply(batch));
+  net::Reply reply;
+  finish_put(batch, reply);
+  co_return reply;
 }
 
-net::Task<net::Reply> Service::exist(net::Request& request) {
-  wire::ExistRequest message;
-  if (auto status = request.parse(message); !status.ok()) co_return net::Reply(std::move(status));
-  const auto started = now_ms();
-  auto result = coordinator_.exist(message, started);
-  if (!result.ok()) co_return net::Reply(result.status());
-  auto& existence = *result;
-  const auto longest = std::min(milliseconds(message.wait_ms()), coordinator_.config().handover_wait);
-  if (!existence.on_their_way.empty() && longest.count() > 0) {
-    const auto until = answer_by(request).sooner(longest);
-    const auto asker = NodeId::from_bytes(message.node_id()).value_or(NodeId());
-    coordinator_.handover().counters.keys_waited += existence.on_their_way.size();
-    bool timed_out = false;
-    for (const auto i : existence.on_their_way) {
-      const auto& key = existence.keys[i];
-      auto& event = coordinator_.settled(hash_of(key));
-      while (!timed_out) {
-        const auto seen = event.epoch();
-        if (!coordinator_.still_on_its_way(key, asker, now_ms())) break;
-        timed_out = !co_await event.wait(seen, until);
-      }
-    }
-    coordinator_.finish_wait(existence, asker, timed_out, now_ms());
-    const bool all = std::all_of(existence.on_their_way.begin(), existence.on_their_way.end(),
-                                 [&](std::uint32_t i) { return existence.status[i] == ErrorCode::kOk; });
-    coordinator_.handover().count_wait(now_ms() - started, all);
-  }
-  wire::ExistReply reply;
-  for (const auto status : existence.status) reply.add_status(status == ErrorCode::kOk ? 1 : 0);
-  co_return net::Reply(reply);
+namespace {
+void write_existence(const Coordinator::Existence& existence, net::Reply& reply) {
+  lean::ExistReply answer;
+  answer.status.reserve(existence.status.size());
+  for (const auto status : existence.status) answer.status.push_back(status == ErrorCode::kOk ? 1 : 0);
+  lean::write(answer, reply.message);
 }
+}  // namespace
+
+std::optional<net::Task<net::Reply>> Service::exist(net::Request& request, net::Reply& reply) {
+  const auto* message = parsed<lean::ExistRequest>(request, reply);
+  if (message == nullptr) return std::nullopt;
+  const auto started = now_ms();
+  auto existence = coordinator_.exist(*message, started);
+  if (!existence.ok()) {
+    reply.status = existence.status();
+    return std::nullopt;
+  }
+  const auto longest = std::min(milliseconds(message->wait_ms), coordinator_.config().handover_wait);
+  if (!existence->on_their_way.empty() && longest.count() > 0) {
+    const auto asker = NodeId::from_bytes(message->node_id).value_or(NodeId());
+    return exist_when_settled(request, std::move(*existence), asker, longest, started);
+  }
+  write_existence(*existence, reply);
+  return std::nullopt;
+}
+
+net::Task<net::Reply> Service::exist_when_settled(net::Request& request, Coordinator::Existence existence, NodeId asker,
+                                                  milliseconds longest, TimeMs started) {
+  const auto until = answer_by(request).sooner(longest);
+  coordinator_.handover().counters.keys_waited += existence.on_their_way.size();
+  bool timed_out = false;
+  for (const auto i : existence.on_their_way) {
+    const auto key = existence.keys[i];
+    auto& event = coordinator_.settled(hash_of(key));
+    while (!timed_out) {
+      const auto seen = event.epoch();
+      if (!coordinator_.still_on_its_way(key, asker, now_ms())) break;
+      timed_out = !co_await event.wait(seen, until);
+    }
+  }
+  coordinator_.finish_wait(existence, asker, timed_out, now_ms());
+  const bool all = std::all_of(existence.on_their_way.begin(), existence.on_their_way.end(),
+                               [&](std::uint32_t i) { return existence.status[i] == ErrorCode::kOk; });
+  coordinator_.handover().count_wait(now_ms() - started, all);
+  net::Reply reply;
+  write_existence(existence, reply);
+  co_return reply;
+}
+
+// --- removes ---------------------------------------------------------------------------------------------------------------------
 
 net::Task<net::Reply> Service::remove(net::Request& request) {
   wire::RemoveRequest message;

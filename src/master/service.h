@@ -7,7 +7,9 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
+#include <optional>
 
 #include "master/coordinator.h"
 #include "net/server.h"
@@ -24,11 +26,19 @@ class Service {
   void end() { ending_ = true; }
   // One request, whatever its method. Public for the fuzzer, which has no network.
   [[nodiscard]] net::Task<net::Reply> serve(net::Request& request);
+  // The hot methods: the answer, or the coroutine that waits for it.
+  [[nodiscard]] std::optional<net::Task<net::Reply>> serve_quickly(net::Request& request, net::Reply& reply);
 
  private:
   net::Task<net::Reply> node_sync(net::Request& request);
-  net::Task<net::Reply> put_start(net::Request& request);
-  net::Task<net::Reply> exist(net::Request& request);
+  std::optional<net::Task<net::Reply>> put_start(net::Request& request, net::Reply& reply);
+  net::Task<net::Reply> put_when_there_is_room(net::Request& request, PutBatch batch);
+  void finish_put(const PutBatch& batch, net::Reply& reply);
+  std::optional<net::Task<net::Reply>> exist(net::Request& request, net::Reply& reply);
+  net::Task<net::Reply> exist_when_settled(net::Request& request, Coordinator::Existence existence, NodeId asker,
+                                           std::chrono::milliseconds longest, TimeMs started);
+  void get_replicas(net::Request& request, net::Reply& reply);
+  void put_commit(net::Request& request, net::Reply& reply);
   net::Task<net::Reply> remove(net::Request& request);
   net::Task<net::Reply> remove_matching(net::Request& request);
 

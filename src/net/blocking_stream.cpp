@@ -73,13 +73,30 @@ IoOutcome BlockingStream::sleep_until_ready(short events, Deadline deadline, boo
   }
 }
 
+// Calls `attempt` until it moves something, fails, or the time has come; returns its last answer, with its errno.
+template <typename Attempt>
+ssize_t BlockingStream::spin(const Attempt& attempt, Deadline::Clock::time_point end) const {
+  const SpinPolicy::Turn turn;
+  ssize_t moved = -1;
+  errno = EAGAIN;
+  while (moved < 0 && would_block(errno) && turn.granted() && Deadline::Clock::now() < end && !aborted()) {
+    SpinPolicy::relax();
+    moved = attempt();
+  }
+  return moved;
+}
+
 // Calls `attempt` (the bytes moved, or -1 with errno) until it moves something; 0 bytes is the peer's end of the stream.
 template <typename Attempt>
 IoOutcome BlockingStream::repeat(Direction direction, const Attempt& attempt, Deadline deadline, bool watch_input) {
   Deadline::Clock::time_point started{};
   const bool receiving = direction == Direction::kReceive;
   while (true) {
-    const ssize_t moved = attempt();
+    ssize_t moved = attempt();
+    if (receiving && moved < 0 && would_block(errno) && started == Deadline::Clock::time_point{}) {
+      started = Deadline::Clock::now();
+      moved = spin(attempt, std::min(started + spin_.budget(), deadline.time()));
+    }
     if (moved > 0 || (moved == 0 && !receiving)) {
       if (receiving && started != Deadline::Clock::time_point{}) spin_.record(Deadline::Clock::now() - started);
       return aborted() ? IoOutcome{IoOutcome::Kind::kAborted, 0} : IoOutcome{};
@@ -87,22 +104,6 @@ IoOutcome BlockingStream::repeat(Direction direction, const Attempt& attempt, De
     if (moved == 0) return outcome_of(0);
     if (errno == EINTR) continue;
     if (!would_block(errno)) return outcome_of(errno);
-    const auto now = Deadline::Clock::now();
-    if (started == Deadline::Clock::time_point{}) {
-      started = now;
-      if (const auto budget = receiving ? spin_.budget() : SpinPolicy::Duration::zero(); budget > SpinPolicy::Duration::zero()) {
-        const SpinPolicy::Turn turn;
-        const auto end = std::min(now + budget, deadline.time());
-        bool ready = false;
-        while (turn.granted() && !ready && Deadline::Clock::now() < end && !aborted()) {
-          SpinPolicy::relax();
-          char ignored;
-          const ssize_t seen = ::recv(fd_.get(), &ignored, 1, MSG_PEEK | MSG_DONTWAIT);
-          ready = seen >= 0 || !would_block(errno);
-        }
-        if (ready) continue;
-      }
-    }
     const IoOutcome waited = sleep_until_ready(receiving ? POLLIN : POLLOUT, deadline, watch_input);
     if (!waited.done()) return waited;
   }

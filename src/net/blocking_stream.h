@@ -53,6 +53,8 @@ class BlockingStream {
   enum class Direction { kReceive, kSend };
   template <typename Attempt>
   IoOutcome repeat(Direction direction, const Attempt& attempt, Deadline deadline, bool watch_input);
+  template <typename Attempt>
+  ssize_t spin(const Attempt& attempt, Deadline::Clock::time_point end) const;
   IoOutcome sleep_until_ready(short events, Deadline deadline, bool watch_input) const;
   [[nodiscard]] IoOutcome outcome_of(int error) const;
 

@@ -75,7 +75,8 @@ Status Lane::Impl::shake_hands(const Identity& self, Deadline deadline) {
 
 // ------------------------------------------------------------------------------------------------ an exchange
 
-Status Lane::Impl::send_request(wire::Method method, const google::protobuf::MessageLite& request, std::uint64_t payload_length,
+template <typename Write>
+Status Lane::Impl::send_request(wire::Method method, std::size_t size, const Write& write, std::uint64_t payload_length,
                                 Deadline deadline) {
   if (state_ != State::kIdle) return broken(ErrorCode::kInternal, "a request on a lane to " + peer_text_ + " that is " + unusable_text());
   if (stream_.aborted()) return failure({IoOutcome::Kind::kAborted, 0});
@@ -84,7 +85,6 @@ Status Lane::Impl::send_request(wire::Method method, const google::protobuf::Mes
     // Nothing has left, so the lane stays good.
     return Status(ErrorCode::kRpcTimeout, operation_text() + " to " + peer_text_ + " was not sent: its deadline had already passed");
   }
-  const std::size_t size = request.ByteSizeLong();
   if (size > kMaxMessageLength || payload_length > kMaxPayloadLength) {
     return Status(ErrorCode::kInvalidParams, operation_text() + " to " + peer_text_ + " was not sent: its message of " +
                                                  std::to_string(size) + " bytes or payload of " + std::to_string(payload_length) +
@@ -100,7 +100,7 @@ Status Lane::Impl::send_request(wire::Method method, const google::protobuf::Mes
   head_.resize(kFrameHeaderSize + size);
   const FrameBytes bytes = encode(header);
   std::copy(bytes.begin(), bytes.end(), head_.begin());
-  request.SerializeWithCachedSizesToArray(reinterpret_cast<std::uint8_t*>(head_.data() + kFrameHeaderSize));
+  write(head_.data() + kFrameHeaderSize);
   answer_started_ = false;
   payload_left_ = payload_length;
   head_pending_ = true;
@@ -156,7 +156,7 @@ Status Lane::Impl::early_answer_or(Status otherwise, Deadline deadline) {
   return broken(told.code(), told.message());
 }
 
-Result<std::uint64_t> Lane::Impl::receive_reply(google::protobuf::MessageLite& reply, Deadline deadline) {
+Result<Lane::Answer> Lane::Impl::receive_answer(Deadline deadline) {
   if (state_ != State::kAwaiting)
     return broken(ErrorCode::kInternal, "a reply was asked of a lane to " + peer_text_ + " that is " + unusable_text());
   const auto header = read_header(deadline);
@@ -177,12 +177,13 @@ Result<std::uint64_t> Lane::Impl::receive_reply(google::protobuf::MessageLite& r
   if (header->kind != FrameKind::kResponse || header->method != method_) {
     return broken(ErrorCode::kProtocol, peer_text_ + " sent a frame that is no answer to " + operation_text());
   }
-  if (!reply.ParseFromArray(message->data(), static_cast<int>(message->size()))) {
-    return broken(ErrorCode::kProtocol, "the answer of " + peer_text_ + " to " + operation_text() + " does not parse");
-  }
   payload_left_ = header->payload_length;
   state_ = payload_left_ > 0 ? State::kReceiving : State::kIdle;
-  return payload_left_;
+  return Answer{*message, payload_left_};
+}
+
+Status Lane::Impl::unparsable() {
+  return broken(ErrorCode::kProtocol, "the answer of " + peer_text_ + " to " + operation_text() + " does not parse");
 }
 
 Status Lane::Impl::receive_payload(std::span<const MutableBytes> pieces, Deadline deadline) {
@@ -307,14 +308,31 @@ Status Lane::call(wire::Method method, const google::protobuf::MessageLite& requ
   return *payload == 0 ? Status() : impl_->broken(ErrorCode::kProtocol, impl_->peer_text() + " sent a payload that nobody asked for");
 }
 
+Result<ConstBytes> Lane::call(wire::Method method, ConstBytes message, Deadline deadline) {
+  MOONPOOL_RETURN_IF_ERROR(send_request(method, message, 0, deadline));
+  const auto answer = receive_answer(deadline);
+  if (!answer.ok()) return answer.status();
+  if (answer->payload_length == 0) return answer->message;
+  return impl_->broken(ErrorCode::kProtocol, impl_->peer_text() + " sent a payload that nobody asked for");
+}
+
 Status Lane::send_request(wire::Method method, const google::protobuf::MessageLite& request, std::uint64_t payload_length,
                           Deadline deadline) {
-  return impl_->send_request(method, request, payload_length, deadline);
+  const auto write = [&](std::byte* at) { request.SerializeWithCachedSizesToArray(reinterpret_cast<std::uint8_t*>(at)); };
+  return impl_->send_request(method, request.ByteSizeLong(), write, payload_length, deadline);
+}
+Status Lane::send_request(wire::Method method, ConstBytes message, std::uint64_t payload_length, Deadline deadline) {
+  const auto write = [&](std::byte* at) { std::copy(message.begin(), message.end(), at); };
+  return impl_->send_request(method, message.size(), write, payload_length, deadline);
 }
 Status Lane::send_payload(std::span<const ConstBytes> pieces, Deadline deadline) { return impl_->send_payload(pieces, deadline); }
 Result<std::uint64_t> Lane::receive_reply(google::protobuf::MessageLite& reply, Deadline deadline) {
-  return impl_->receive_reply(reply, deadline);
+  const auto answer = impl_->receive_answer(deadline);
+  if (!answer.ok()) return answer.status();
+  if (!reply.ParseFromArray(answer->message.data(), static_cast<int>(answer->message.size()))) return impl_->unparsable();
+  return answer->payload_length;
 }
+Result<Lane::Answer> Lane::receive_answer(Deadline deadline) { return impl_->receive_answer(deadline); }
 Status Lane::receive_payload(std::span<const MutableBytes> pieces, Deadline deadline) { return impl_->receive_payload(pieces, deadline); }
 bool Lane::healthy() const { return impl_->healthy(); }
 void Lane::abort() { impl_->abort(); }

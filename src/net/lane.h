@@ -35,15 +35,26 @@ class Lane {
   ~Lane();
 
   // A whole exchange without payload bytes. `reply` is parsed from the answer.
-  [[nodiscard]] Status call(wire::Method method, const google::protobuf::MessageLite& request, google::protobuf::MessageLite& reply, Deadline deadline);
+  [[nodiscard]] Status call(wire::Method method, const google::protobuf::MessageLite& request, google::protobuf::MessageLite& reply,
+                            Deadline deadline);
 
   // The same in steps, for payloads. Order: send_request, send_payload* (exactly payload_length bytes in all), receive_reply,
   // receive_payload* (exactly the returned number of bytes in all).
   // send_request may hold back the head to send it with the first payload bytes in one system call.
-  [[nodiscard]] Status send_request(wire::Method method, const google::protobuf::MessageLite& request, std::uint64_t payload_length, Deadline deadline);
+  [[nodiscard]] Status send_request(wire::Method method, const google::protobuf::MessageLite& request, std::uint64_t payload_length,
+                                    Deadline deadline);
   [[nodiscard]] Status send_payload(std::span<const ConstBytes> pieces, Deadline deadline);
   // Returns the payload length of the answer. An error frame becomes its Status (the lane stays usable then).
   [[nodiscard]] Result<std::uint64_t> receive_reply(google::protobuf::MessageLite& reply, Deadline deadline);
+  // The same two steps for a message that is encoded already and an answer that its receiver parses (lean_codec.h). The answer's bytes are
+  // valid until the next exchange begins; a receiver that cannot parse them calls abort(), because the peer is not to be trusted.
+  struct Answer {
+    ConstBytes message;
+    std::uint64_t payload_length = 0;
+  };
+  [[nodiscard]] Status send_request(wire::Method method, ConstBytes message, std::uint64_t payload_length, Deadline deadline);
+  [[nodiscard]] Result<Answer> receive_answer(Deadline deadline);
+  [[nodiscard]] Result<ConstBytes> call(wire::Method method, ConstBytes message, Deadline deadline);
   [[nodiscard]] Status receive_payload(std::span<const MutableBytes> pieces, Deadline deadline);
 
   // False once the stream is unusable, or the peer has closed an idle lane (checked without blocking).

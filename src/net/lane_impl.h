@@ -18,10 +18,14 @@ class Lane::Impl {
   explicit Impl(Endpoint peer) : peer_(std::move(peer)), peer_text_(peer_.to_string()) {}
 
   [[nodiscard]] Status open(const Identity& self, Deadline deadline);
-  [[nodiscard]] Status send_request(wire::Method method, const google::protobuf::MessageLite& request, std::uint64_t payload_length,
+  // `write(destination)` puts the `size` bytes of the message there.
+  template <typename Write>
+  [[nodiscard]] Status send_request(wire::Method method, std::size_t size, const Write& write, std::uint64_t payload_length,
                                     Deadline deadline);
   [[nodiscard]] Status send_payload(std::span<const ConstBytes> pieces, Deadline deadline);
-  [[nodiscard]] Result<std::uint64_t> receive_reply(google::protobuf::MessageLite& reply, Deadline deadline);
+  [[nodiscard]] Result<Answer> receive_answer(Deadline deadline);
+  // The peer's answer makes no sense to whoever asked.
+  [[nodiscard]] Status unparsable();
   [[nodiscard]] Status receive_payload(std::span<const MutableBytes> pieces, Deadline deadline);
 
   [[nodiscard]] bool healthy() const { return state_ == State::kIdle && in_.size() == 0 && stream_.quiet(); }

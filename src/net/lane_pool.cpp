@@ -11,13 +11,6 @@
 
 namespace moonpool::net {
 
-struct LanePool::Lease::State {
-  std::shared_ptr<LanePool::Impl> pool;
-  std::unique_ptr<Lane> lane;
-  bool reused = false;  // it had been idle
-  ~State();
-};
-
 class LanePool::Impl : public std::enable_shared_from_this<LanePool::Impl> {
  public:
   Impl(Identity self, LanePoolOptions options) : self_(std::move(self)), options_(options) {
@@ -28,7 +21,6 @@ class LanePool::Impl : public std::enable_shared_from_this<LanePool::Impl> {
   void give_back(std::unique_ptr<Lane> lane);
   void drop(const Endpoint& peer);
   void close();
-  static bool was_reused(const Lease& lease) { return lease.state_->reused; }
 
  private:
   struct IdleLane {
@@ -70,11 +62,7 @@ Result<LanePool::Lease> LanePool::Impl::acquire(const Endpoint& peer, Deadline d
         continue;
       }
       lanes.busy.push_back(lane.get());
-      auto state = std::make_unique<Lease::State>();
-      state->pool = shared_from_this();
-      state->lane = std::move(lane);
-      state->reused = true;
-      return Lease(std::move(state));
+      return Lease(shared_from_this(), std::move(lane), true);
     }
     if (lanes.busy.size() < options_.lanes_per_peer) break;
     if (deadline.expired()) {
@@ -91,10 +79,7 @@ Result<LanePool::Lease> LanePool::Impl::acquire(const Endpoint& peer, Deadline d
   lock.unlock();
   auto opened = open(peer, std::move(lane), deadline);
   if (!opened.ok()) return opened.status();
-  auto state = std::make_unique<Lease::State>();
-  state->pool = shared_from_this();
-  state->lane = std::move(opened).value();
-  return Lease(std::move(state));
+  return Lease(shared_from_this(), std::move(opened).value(), false);
 }
 
 Result<std::unique_ptr<Lane>> LanePool::Impl::open(const Endpoint& peer, std::unique_ptr<Lane> lane, Deadline deadline) {
@@ -158,34 +143,57 @@ void LanePool::Impl::close() {
   }
 }
 
-LanePool::Lease::State::~State() {
-  if (lane) pool->give_back(std::move(lane));
-}
-
-LanePool::Lease::Lease(std::unique_ptr<State> state) : state_(std::move(state)) {}
+LanePool::Lease::Lease(std::shared_ptr<Impl> pool, std::unique_ptr<Lane> lane, bool reused)
+    : pool_(std::move(pool)), lane_(std::move(lane)), reused_(reused) {}
 LanePool::Lease::Lease(Lease&&) noexcept = default;
-LanePool::Lease& LanePool::Lease::operator=(Lease&&) noexcept = default;
-LanePool::Lease::~Lease() = default;
-Lane* LanePool::Lease::operator->() const { return state_->lane.get(); }
-Lane& LanePool::Lease::operator*() const { return *state_->lane; }
+LanePool::Lease& LanePool::Lease::operator=(Lease&& other) noexcept {
+  if (this == &other) return *this;
+  give_back();
+  pool_ = std::move(other.pool_);
+  lane_ = std::move(other.lane_);
+  reused_ = other.reused_;
+  return *this;
+}
+LanePool::Lease::~Lease() { give_back(); }
+void LanePool::Lease::give_back() {
+  if (lane_) pool_->give_back(std::move(lane_));
+}
+Lane* LanePool::Lease::operator->() const { return lane_.get(); }
+Lane& LanePool::Lease::operator*() const { return *lane_; }
 
 LanePool::LanePool(Identity self, LanePoolOptions options) : impl_(std::make_shared<Impl>(std::move(self), options)) {}
 LanePool::~LanePool() { close(); }
 
 Result<LanePool::Lease> LanePool::acquire(const Endpoint& peer, Deadline deadline) { return impl_->acquire(peer, deadline, false); }
 
-Status LanePool::call(const Endpoint& peer, wire::Method method, const google::protobuf::MessageLite& request,
-                      google::protobuf::MessageLite& reply, Deadline deadline) {
+// `exchange(lane)` is repeated once, on a fresh lane, if the peer had closed the idle one under it.
+template <typename Exchange>
+Status LanePool::exchange(const Endpoint& peer, const Exchange& exchange, Deadline deadline) {
   Status status;
   {
     auto lease = impl_->acquire(peer, deadline, false);
     if (!lease.ok()) return lease.status();
-    status = (*lease)->call(method, request, reply, deadline);
-    if (status.ok() || !Impl::was_reused(*lease) || !(*lease)->impl_->closed_before_answer()) return status;
+    status = exchange(**lease);
+    if (status.ok() || !lease->reused_ || !(*lease)->impl_->closed_before_answer()) return status;
   }
   auto lease = impl_->acquire(peer, deadline, true);
   if (!lease.ok()) return lease.status();
-  return (*lease)->call(method, request, reply, deadline);
+  return exchange(**lease);
+}
+
+Status LanePool::call(const Endpoint& peer, wire::Method method, const google::protobuf::MessageLite& request,
+                      google::protobuf::MessageLite& reply, Deadline deadline) {
+  return exchange(
+      peer, [&](Lane& lane) { return lane.call(method, request, reply, deadline); }, deadline);
+}
+
+Status LanePool::call(const Endpoint& peer, wire::Method method, ConstBytes request, std::vector<std::byte>& reply, Deadline deadline) {
+  const auto over = [&](Lane& lane) {
+    const auto answer = lane.call(method, request, deadline);
+    if (answer.ok()) reply.assign(answer->begin(), answer->end());
+    return answer.status();
+  };
+  return exchange(peer, over, deadline);
 }
 
 void LanePool::drop(const Endpoint& peer) { impl_->drop(peer); }

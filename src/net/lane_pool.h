@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstddef>
 #include <memory>
+#include <vector>
 
 #include "net/lane.h"
 
@@ -21,6 +22,8 @@ struct LanePoolOptions {
 };
 
 class LanePool {
+  class Impl;
+
  public:
   // A lane on loan; returns it on destruction. Move-only.
   class Lease {
@@ -33,9 +36,11 @@ class LanePool {
 
    private:
     friend class LanePool;
-    struct State;
-    explicit Lease(std::unique_ptr<State> state);
-    std::unique_ptr<State> state_;
+    Lease(std::shared_ptr<Impl> pool, std::unique_ptr<Lane> lane, bool reused);
+    void give_back();
+    std::shared_ptr<Impl> pool_;
+    std::unique_ptr<Lane> lane_;  // empty once moved from
+    bool reused_ = false;         // it had been idle
   };
 
   LanePool(Identity self, LanePoolOptions options = {});
@@ -46,12 +51,16 @@ class LanePool {
   // a fresh lane; nothing else is.
   [[nodiscard]] Status call(const Endpoint& peer, wire::Method method, const google::protobuf::MessageLite& request,
                             google::protobuf::MessageLite& reply, Deadline deadline);
+  // The same with encoded messages (lean_codec.h): `reply` receives the answer's bytes, and keeps its memory from one call to the next.
+  [[nodiscard]] Status call(const Endpoint& peer, wire::Method method, ConstBytes request, std::vector<std::byte>& reply,
+                            Deadline deadline);
   // Closes idle lanes to this peer and aborts those in use (the peer is fenced or was replaced).
   void drop(const Endpoint& peer);
   void close();
 
  private:
-  class Impl;
+  template <typename Exchange>
+  Status exchange(const Endpoint& peer, const Exchange& exchange, Deadline deadline);
   std::shared_ptr<Impl> impl_;
 };
 

@@ -43,7 +43,8 @@ class Server::Impl {
     shared_.options = std::move(options);
   }
 
-  void handle(wire::Method method, Handler handler) { shared_.handlers[method] = std::move(handler); }
+  void handle(wire::Method method, Handler handler) { shared_.handlers[method].waiting = std::move(handler); }
+  void handle_quickly(wire::Method method, QuickHandler handler) { shared_.handlers[method].quick = std::move(handler); }
   void on_closed(std::function<void(const Session&)> callback) { shared_.on_closed = std::move(callback); }
   [[nodiscard]] std::uint16_t port() const { return port_.load(); }
 
@@ -219,6 +220,7 @@ void Server::Impl::deal(UniqueFd fd) {
 Server::Server(Identity self, ServerOptions options) : impl_(std::make_unique<Impl>(std::move(self), std::move(options))) {}
 Server::~Server() { impl_->stop(); }
 void Server::handle(wire::Method method, Handler handler) { impl_->handle(method, std::move(handler)); }
+void Server::handle_quickly(wire::Method method, QuickHandler handler) { impl_->handle_quickly(method, std::move(handler)); }
 void Server::on_closed(std::function<void(const Session&)> callback) { impl_->on_closed(std::move(callback)); }
 Status Server::start() { return impl_->start(); }
 void Server::stop() { impl_->stop(); }

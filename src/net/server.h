@@ -1,13 +1,15 @@
 // The one listening port of a process: accepts lanes, shakes hands, and runs the handler of each request's method.
 //
+// A loop whose requests come densely looks for the next one for a moment before it sleeps (spin_policy.h).
+//
 // Asio with C++20 coroutines; `threads` threads, each with its own io_context; a connection lives on one of them, and a handler runs on the
 // thread that read its request (so a handler must not block: it waits with co_await). One request at a time per connection, answered in
 // order. The payload of a request is received by the handler, straight into place. A peer that stalls in the middle of a frame is dropped
 // after `stall_timeout`; a stranger's bytes close its connection with one log line and nothing else.
 //
 // Threads: handle() and on_closed() before start(); the rest from any, but stop() never from a handler (it joins the threads).
-// Lifetime: stop() (and the destructor) closes all connections and joins the threads; no handler runs afterwards, and those that still wait end by
-// the destruction of their frames. What handlers refer to must outlive the server.
+// Lifetime: stop() (and the destructor) closes all connections and joins the threads; no handler runs afterwards, and those that still wait
+// end by the destruction of their frames. What handlers refer to must outlive the server.
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
@@ -15,6 +17,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -35,7 +38,7 @@ using Task = boost::asio::awaitable<T>;
 class Session {
  public:
   virtual ~Session() = default;
-  [[nodiscard]] virtual const NodeId& peer_node() const = 0;     // as it said in the handshake
+  [[nodiscard]] virtual const NodeId& peer_node() const = 0;          // as it said in the handshake
   [[nodiscard]] virtual const std::string& peer_address() const = 0;  // "1.2.3.4:5678", for people
   // Closes the connection: receive() in flight fails soon. Any thread.
   virtual void abort() = 0;
@@ -56,6 +59,8 @@ class Request {
 
   // kProtocol when the message does not parse.
   [[nodiscard]] Status parse(google::protobuf::MessageLite& message) const;
+  // The error for a message that does not parse.
+  [[nodiscard]] Status malformed() const;
 };
 
 struct Reply {
@@ -63,14 +68,17 @@ struct Reply {
   Reply(Status error) : status(std::move(error)) {}  // NOLINT(google-explicit-constructor)
   explicit Reply(const google::protobuf::MessageLite& answer) : message(answer.SerializeAsString()) {}
 
-  Status status;        // an error becomes an error frame, and the rest is ignored
-  std::string message;  // serialised
+  Status status;                    // an error becomes an error frame, and the rest is ignored
+  std::string message;              // serialised
   std::vector<ConstBytes> payload;  // sent after the message, straight from this memory
   // Runs once, on the connection's thread, when the payload has left or never will: releases what keeps it alive.
   std::function<void()> sent;
 };
 
 using Handler = std::function<Task<Reply>(Request&)>;
+// For requests that can mostly be answered on the spot, without a coroutine: fills `reply`, which comes empty but keeps its message's
+// memory from one request to the next, or returns the coroutine that will answer because something has to be waited for.
+using QuickHandler = std::function<std::optional<Task<Reply>>(Request&, Reply& reply)>;
 
 struct ServerOptions {
   std::string host = "127.0.0.1";  // bound exactly; "0.0.0.0" only when the user wrote it
@@ -90,6 +98,7 @@ class Server {
   ~Server();
 
   void handle(wire::Method method, Handler handler);
+  void handle_quickly(wire::Method method, QuickHandler handler);
   // Called on the connection's thread after a session has ended, whatever the reason.
   void on_closed(std::function<void(const Session&)> callback);
   // kUnavailable naming host:port and who may hold it when the port is in use.

@@ -1,6 +1,7 @@
 #include "net/server_connection.h"
 
 #include <sys/socket.h>
+#include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
@@ -18,6 +19,7 @@ namespace asio = boost::asio;
 namespace {
 
 constexpr std::size_t kMessageStep = 1U << 20;
+constexpr std::uint32_t kRequestsInARow = 64;
 
 bool would_block(int error) { return error == EAGAIN || error == EWOULDBLOCK; }
 
@@ -72,7 +74,10 @@ void SessionImpl::detach() {
 
 Status Request::parse(google::protobuf::MessageLite& into) const {
   const ConstBytes bytes = message();
-  if (into.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) return Status();
+  return into.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())) ? Status() : malformed();
+}
+
+Status Request::malformed() const {
   return Status(ErrorCode::kProtocol, "the message of " + operation_name(method()) + " from " + session()->peer_address() +
                                           " does not parse: is the peer another release?");
 }
@@ -118,7 +123,21 @@ Task<void> Connection::serve(std::unique_ptr<Connection> self) {
   if (!co_await connection.shake_hands()) co_return;
   connection.shaken_ = true;
   connection.never_expire();
-  while (co_await connection.serve_one()) {
+  for (std::uint32_t in_a_row = 1;; ++in_a_row) {
+    // A peer that sends requests without waiting for their answers must not keep the loop from the others.
+    if (in_a_row % kRequestsInARow == 0) co_await asio::post(connection.socket_.get_executor(), asio::use_awaitable);
+    if (!connection.try_fill(kFrameHeaderSize) && !co_await connection.fill(kFrameHeaderSize, true)) co_return;
+    if (!connection.take_header()) co_return;
+    const std::size_t length = connection.header_.message_length;
+    if (length <= ReadAhead::kSize && connection.try_fill(length)) {
+      connection.message_ = connection.in_.take(length);
+    } else if (!co_await connection.read_message(length)) {
+      co_return;
+    }
+    connection.never_expire();
+    auto waiting = connection.start_handler();
+    if (!waiting && connection.payload_left_ == 0 && connection.try_send()) continue;
+    if (!co_await connection.finish_request(std::move(waiting))) co_return;
   }
 }
 
@@ -149,75 +168,117 @@ Task<bool> Connection::shake_hands() {
   co_return true;
 }
 
-Task<bool> Connection::serve_one() {
-  if (!co_await read_header()) co_return false;
-  if (header_.kind != FrameKind::kRequest) {
-    log_stranger("a frame that is no request");
-    co_return false;
+bool Connection::take_header() {
+  auto header = decode(in_.take(kFrameHeaderSize).first<kFrameHeaderSize>());
+  if (!header.ok()) {
+    log_stranger(header.status().message());
+    return false;
   }
+  if (header->kind != FrameKind::kRequest) {
+    log_stranger("a frame that is no request");
+    return false;
+  }
+  header_ = *header;
   deadline_ = Deadline::after(std::chrono::milliseconds(header_.timeout_ms));
   payload_left_ = header_.payload_length;
-  if (!co_await read_message(header_.message_length)) co_return false;
-  never_expire();
-  const auto handler = shared_.handlers.find(header_.method);
-  Reply reply;
-  if (handler == shared_.handlers.end()) {
-    reply.status =
-        Status(ErrorCode::kNotSupported, "this server does not serve " + operation_name(header_.method) + " (method number " +
-                                             std::to_string(header_.method) + "): is it the right kind of server, and the right release?");
-  } else {
-    reply = co_await run_handler(handler->second);
-  }
-  const SentGuard guard(reply.sent);
-  if (!stream_lost_ && payload_left_ > 0) static_cast<void>(co_await discard(payload_left_));
-  if (stream_lost_ || session_impl_->aborted()) co_return false;
-  const bool sent = co_await send_reply(reply);
-  never_expire();
-  if (long_message_.capacity() > kMessageStep) std::vector<std::byte>().swap(long_message_);
-  co_return sent;
+  return true;
 }
 
-Task<Reply> Connection::run_handler(const Handler& handler) {
+std::optional<Task<Reply>> Connection::start_handler() {
+  reply_.status = Status();
+  reply_.message.clear();
+  reply_.payload.clear();
+  reply_.sent = nullptr;
+  const auto handler = shared_.handlers.find(header_.method);
+  if (handler == shared_.handlers.end()) {
+    reply_.status =
+        Status(ErrorCode::kNotSupported, "this server does not serve " + operation_name(header_.method) + " (method number " +
+                                             std::to_string(header_.method) + "): is it the right kind of server, and the right release?");
+    return std::nullopt;
+  }
   std::string what;
   try {
-    co_return co_await handler(*this);
+    if (handler->second.quick) return handler->second.quick(*this, reply_);
+    return handler->second.waiting(*this);
   } catch (const std::exception& e) {
     what = e.what();
   } catch (...) {
     what = "an exception of unknown type";
   }
+  reply_ = handler_threw(what);
+  return std::nullopt;
+}
+
+Reply Connection::handler_threw(const std::string& what) const {
   log::error("net: the handler of {} for {} threw: {}", operation_name(header_.method), session_->peer_address(), what);
-  co_return Reply(Status(ErrorCode::kInternal, "the handler of " + operation_name(header_.method) + " failed: " + what));
+  return Reply(Status(ErrorCode::kInternal, "the handler of " + operation_name(header_.method) + " failed: " + what));
+}
+
+// The long way: a handler that waits, a payload that it left unread, a reply that does not fit the socket's buffer.
+Task<bool> Connection::finish_request(std::optional<Task<Reply>> waiting) {
+  const bool begun = out_.left() > 0;  // try_send() has sent the reply's beginning
+  if (waiting) {
+    std::string what;
+    bool threw = true;
+    try {
+      reply_ = co_await std::move(*waiting);
+      threw = false;
+    } catch (const std::exception& e) {
+      what = e.what();
+    } catch (...) {
+      what = "an exception of unknown type";
+    }
+    if (threw) reply_ = handler_threw(what);
+  }
+  const SentGuard guard(reply_.sent);
+  if (!stream_lost_ && payload_left_ > 0) static_cast<void>(co_await discard(payload_left_));
+  if (stream_lost_ || session_impl_->aborted()) co_return false;
+  if (!begun) begin_reply();
+  const bool sent = co_await send_out();
+  never_expire();
+  if (long_message_.capacity() > kMessageStep) std::vector<std::byte>().swap(long_message_);
+  if (reply_.message.capacity() > kMessageStep) std::string().swap(reply_.message);
+  co_return sent;
 }
 
 // ------------------------------------------------------------------------------------------------ sending
 
-Task<bool> Connection::send_reply(Reply& reply) {
+// The whole reply at once, if the socket takes it; what is left stays in `out_`.
+bool Connection::try_send() {
+  if (session_impl_->aborted() || reply_.sent || long_message_.capacity() > kMessageStep) return false;
+  begin_reply();
+  const msghdr message = message_of(out_.next());
+  const ssize_t sent = ::sendmsg(fd(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (sent > 0) out_.advance(static_cast<std::size_t>(sent));
+  return out_.left() == 0;
+}
+
+// Puts the frame of `reply_` into `out_`.
+void Connection::begin_reply() {
   FrameHeader answer;
   answer.kind = FrameKind::kResponse;
   answer.method = header_.method;
   answer.request_id = header_.request_id;
   std::size_t payload = 0;
-  for (const ConstBytes& piece : reply.payload) payload += piece.size();
-  if (reply.status.ok() && (reply.message.size() > kMaxMessageLength || payload > kMaxPayloadLength)) {
-    reply.status =
+  for (const ConstBytes& piece : reply_.payload) payload += piece.size();
+  if (reply_.status.ok() && (reply_.message.size() > kMaxMessageLength || payload > kMaxPayloadLength)) {
+    reply_.status =
         Status(ErrorCode::kInternal, "the answer to " + operation_name(header_.method) + " is too large (" +
-                                         std::to_string(reply.message.size()) + " + " + std::to_string(payload) + " bytes): ask for less");
+                                         std::to_string(reply_.message.size()) + " + " + std::to_string(payload) + " bytes): ask for less");
   }
-  if (!reply.status.ok()) {
+  if (!reply_.status.ok()) {
     answer.kind = FrameKind::kError;
-    reply.message = make_error_message(reply.status);
-    reply.payload.clear();
+    reply_.message = make_error_message(reply_.status);
+    reply_.payload.clear();
     payload = 0;
   }
-  answer.message_length = static_cast<std::uint32_t>(reply.message.size());
+  answer.message_length = static_cast<std::uint32_t>(reply_.message.size());
   answer.payload_length = payload;
-  const FrameBytes head = encode(answer);
+  reply_head_ = encode(answer);
   out_.clear();
-  out_.add(head);
-  out_.add(std::as_bytes(std::span(reply.message)));
-  out_.add_all(reply.payload);
-  co_return co_await send_out();
+  out_.add(reply_head_);
+  out_.add(std::as_bytes(std::span(reply_.message)));
+  out_.add_all(reply_.payload);
 }
 
 Task<bool> Connection::send_frame(const std::string& frame) {
@@ -249,6 +310,16 @@ Task<bool> Connection::wait(Socket::wait_type what) {
   boost::system::error_code error;
   co_await socket_.async_wait(what, asio::redirect_error(asio::use_awaitable, error));
   co_return !error && !session_impl_->aborted();
+}
+
+bool Connection::try_fill(std::size_t wanted) {
+  while (in_.size() < wanted && !session_impl_->aborted()) {
+    const std::span<std::byte> space = in_.space(wanted);
+    const ssize_t got = ::recv(fd(), space.data(), space.size(), MSG_DONTWAIT);
+    if (got <= 0) return false;  // fill() finds out why
+    in_.commit(static_cast<std::size_t>(got));
+  }
+  return in_.size() >= wanted;
 }
 
 // Until at least `wanted` bytes are there. `idle`: the peer owes us nothing yet.

@@ -1,6 +1,7 @@
 // The server's side of one connection: a coroutine that shakes hands, then reads a request, runs its handler and sends the reply, again and
 // again.
 //
+// A request that is there already and has a quick handler is read, answered and sent without another coroutine or allocation.
 // Every transfer is tried at once with a non-blocking call and waits only when that would block; the wait is bounded by an expiry time that
 // the loop's tick looks at, so a wait costs no timer. A Session outlives its connection when a handler keeps it: it holds the descriptor's
 // number, not the socket. Threads: the loop's own, but Session::abort().
@@ -34,11 +35,17 @@ class LogLimit {
   std::atomic<std::uint64_t> left_out_{0};
 };
 
+// How a method is served: one of the two is set.
+struct MethodHandler {
+  Handler waiting;
+  QuickHandler quick;
+};
+
 // What all connections of a server share. Constant once it runs, but for the atomics.
 struct ServerShared {
   Identity self;
   ServerOptions options;
-  std::unordered_map<int, Handler> handlers;
+  std::unordered_map<int, MethodHandler> handlers;
   std::function<void(const Session&)> on_closed;
   std::atomic<std::size_t> connections{0};
   LogLimit stranger_lines;
@@ -85,9 +92,15 @@ class Connection final : public Request {
   using Socket = boost::asio::ip::tcp::socket;
 
   Task<bool> shake_hands();
-  Task<bool> serve_one();
-  Task<Reply> run_handler(const Handler& handler);
-  Task<bool> send_reply(Reply& reply);
+  // What has arrived is enough for `wanted` bytes; does not wait.
+  bool try_fill(std::size_t wanted);
+  bool take_header();
+  Task<bool> finish_request(std::optional<Task<Reply>> waiting);
+  // Runs the handler of the request; what it returns has to be awaited by finish_request().
+  std::optional<Task<Reply>> start_handler();
+  [[nodiscard]] Reply handler_threw(const std::string& what) const;
+  void begin_reply();
+  bool try_send();
   Task<bool> send_frame(const std::string& frame);
   Task<bool> send_out();
   Task<bool> read_header();
@@ -118,6 +131,8 @@ class Connection final : public Request {
   Deadline deadline_ = Deadline::at({});
   std::uint64_t payload_left_ = 0;
   bool stream_lost_ = false;  // its position is unknown: nothing more can be said on it
+  Reply reply_;
+  FrameBytes reply_head_{};
 
   // Reused from one request to the next.
   std::vector<std::byte> long_message_;  // a message longer than the read-ahead buffer

@@ -17,11 +17,28 @@ void ServerLoop::run() {
   arm_tick();
   while (!context_->stopped()) {
     try {
-      context_->run();
+      run_next();
     } catch (const std::exception& e) {
       log::error("net: a server thread caught {}; its other connections go on", e.what());
     }
   }
+}
+
+// What is ready, or will be in a moment, or else the next thing that comes.
+void ServerLoop::run_next() {
+  const auto began = Deadline::Clock::now();
+  std::size_t done = 0;
+  if (const auto budget = spin_.budget(); budget > SpinPolicy::Duration::zero()) {
+    const SpinPolicy::Turn turn;
+    const auto end = began + budget;
+    done = context_->poll();
+    while (done == 0 && turn.granted() && Deadline::Clock::now() < end && !context_->stopped()) {
+      SpinPolicy::relax();
+      done = context_->poll();
+    }
+  }
+  if (done == 0) context_->run_one();
+  spin_.record(Deadline::Clock::now() - began);
 }
 
 void ServerLoop::destroy() {

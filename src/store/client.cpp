@@ -26,8 +26,8 @@ std::uint64_t total(std::span<const MutableBytes> pieces) {
 }
 
 // The first `length` bytes of the pieces.
-std::vector<MutableBytes> first_bytes(std::span<const MutableBytes> pieces, std::uint64_t length) {
-  std::vector<MutableBytes> cut;
+GetPath::Destination first_bytes(std::span<const MutableBytes> pieces, std::uint64_t length) {
+  GetPath::Destination cut;
   cut.reserve(pieces.size());
   for (const auto piece : pieces) {
     if (length == 0) break;
@@ -124,12 +124,12 @@ std::vector<std::int64_t> Client::Impl::get(std::string_view operation, std::spa
 std::vector<std::int64_t> Client::get_into(std::span<const std::string_view> keys,
                                            std::span<const std::span<const MutableBytes>> destinations, bool exact) {
   if (destinations.size() != keys.size()) return std::vector<std::int64_t>(keys.size(), kClosedCode);
-  const auto plan = [&](std::size_t index, std::uint64_t size) -> Result<std::vector<GetPath::Part>> {
+  const auto plan = [&](std::size_t index, std::uint64_t size) -> Result<GetPath::Parts> {
     const std::uint64_t room = total(destinations[index]);
     if (exact ? room != size : room < size) {
       return {ErrorCode::kInvalidParams, fmt::format("the object has {} bytes, the destination {}", size, room)};
     }
-    return std::vector<GetPath::Part>{{0, size, first_bytes(destinations[index], size)}};
+    return GetPath::Parts{{0, size, first_bytes(destinations[index], size)}};
   };
   return impl_->get("get_into", keys, plan);
 }
@@ -138,11 +138,11 @@ std::vector<std::int64_t> Client::get_ranges(std::span<const RangeRead> reads) {
   std::vector<std::string_view> keys;
   keys.reserve(reads.size());
   for (const auto& read : reads) keys.push_back(read.key);
-  const auto plan = [&](std::size_t index, std::uint64_t size) -> Result<std::vector<GetPath::Part>> {
+  const auto plan = [&](std::size_t index, std::uint64_t size) -> Result<GetPath::Parts> {
     const RangeRead& read = reads[index];
     if (read.destination.size() != read.source_offsets.size())
       return {ErrorCode::kInvalidParams, "one source offset per destination is needed"};
-    std::vector<GetPath::Part> parts;
+    GetPath::Parts parts;
     for (std::size_t i = 0; i < read.destination.size(); ++i) {
       const std::uint64_t start = read.source_offsets[i];
       const std::uint64_t length = read.destination[i].size();
@@ -165,13 +165,13 @@ std::vector<Result<std::vector<std::byte>>> Client::get(std::span<const std::str
     return values;
   }
   std::vector<std::vector<std::byte>> memory(keys.size());
-  const auto plan = [&](std::size_t index, std::uint64_t size) -> Result<std::vector<GetPath::Part>> {
+  const auto plan = [&](std::size_t index, std::uint64_t size) -> Result<GetPath::Parts> {
     try {
       memory[index].resize(size);
     } catch (const std::exception&) {
       return {ErrorCode::kBufferOverflow, fmt::format("no memory for an object of {} bytes", size)};
     }
-    return std::vector<GetPath::Part>{{0, size, {memory[index]}}};
+    return GetPath::Parts{{0, size, {memory[index]}}};
   };
   const auto results = impl_->runtime.gets().get(keys, plan, impl_->deadline());
   log_first("get", results);
@@ -201,29 +201,26 @@ std::vector<std::int32_t> Client::exist(std::span<const std::string_view> keys) 
   const auto pass = impl_->runtime.enter();
   if (!pass) return std::vector<std::int32_t>(keys.size(), kClosedCode);
   const ClientOptions& options = impl_->runtime.options();
-  wire::ExistRequest request;
-  request.set_node_id(impl_->runtime.node().to_bytes());
-  request.set_tenant(tenant_on_wire(options.tenant));
-  request.set_wait_ms(static_cast<std::uint32_t>(std::max<std::int64_t>(0, options.handover_wait.count())));
+  const std::string node = impl_->runtime.node().to_bytes();
+  const std::string tenant = tenant_on_wire(options.tenant);
+  net::lean::ExistRequest request;
+  request.node_id = node;
+  request.tenant = tenant;
+  request.wait_ms = static_cast<std::uint32_t>(std::max<std::int64_t>(0, options.handover_wait.count()));
   std::vector<std::int32_t> found(keys.size(), 0);  // what can be no key is in no pool
-  std::vector<std::size_t> asked;
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    if (check_key(keys[i]) != ErrorCode::kOk) continue;
-    request.add_key(keys[i].data(), keys[i].size());
-    asked.push_back(i);
+  request.key.reserve(keys.size());
+  for (const auto key : keys) {
+    if (check_key(key) == ErrorCode::kOk) request.key.push_back(key);
   }
-  if (asked.empty()) return found;
+  const std::size_t asked = request.key.size();
+  if (asked == 0) return found;
   // The master's wait is part of the answer's time, not of the network's.
   const auto reply = impl_->runtime.master().exist(request, Deadline::after(options.operation_timeout + options.handover_wait));
-  const bool answered = reply.ok() && reply->status_size() == static_cast<int>(asked.size());
-  if (!answered)
-    log::error("exist of {} key(s): {}", asked.size(), reply.ok() ? "the master's answer is malformed" : reply.status().to_string());
-  for (std::size_t i = 0; i < asked.size(); ++i) {
-    if (answered) {
-      found[asked[i]] = reply->status(static_cast<int>(i));
-    } else {
-      found[asked[i]] = reply.ok() ? static_cast<std::int32_t>(ErrorCode::kRpcFail) : public_code(reply.code());
-    }
+  const bool answered = reply.ok() && (*reply)->status.size() == asked;
+  if (!answered) log::error("exist of {} key(s): {}", asked, reply.ok() ? "the master's answer is malformed" : reply.status().to_string());
+  const auto failure = reply.ok() ? static_cast<std::int32_t>(ErrorCode::kRpcFail) : public_code(reply.code());
+  for (std::size_t i = 0, next = 0; i < keys.size(); ++i) {
+    if (asked == keys.size() || check_key(keys[i]) == ErrorCode::kOk) found[i] = answered ? (*reply)->status[next++] : failure;
   }
   return found;
 }
@@ -275,7 +272,7 @@ std::vector<Result<std::vector<Replica>>> Client::replicas(std::span<const std::
       continue;
     }
     std::vector<Replica> replicas;
-    for (const auto& copy : location->copies) replicas.push_back({copy.segment.name, copy.segment.base + copy.offset, location->size});
+    for (const auto& copy : location->copies) replicas.push_back({copy.segment->name, copy.segment->base + copy.offset, location->size});
     all.emplace_back(std::move(replicas));
   }
   return all;

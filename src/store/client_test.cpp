@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
 #include <thread>
 
 #include "store/testing/pool.h"
@@ -325,6 +326,30 @@ TEST_F(ClientTest, PingsTheMaster) {
   EXPECT_TRUE(client->ping().ok());
   pool_.stop_master();
   EXPECT_EQ(client->ping().code(), ErrorCode::kRpcFail);
+}
+
+// Far more callers than lanes: they wait for one another, and none of them fails.
+TEST_F(ClientTest, NoNumberOfThreadsMakesACallFail) {
+  const auto node = pool_.client();
+  const auto client = pool_.client(std::uint64_t{0});
+  constexpr int kThreads = 64;
+  constexpr int kRounds = 6;
+  std::atomic<int> failures{0};
+  std::vector<std::jthread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int round = 0; round < kRounds; ++round) {
+        const std::string key = "of thread " + std::to_string(t) + ", " + std::to_string(round);
+        const Bytes value = pattern(key, 1, 4096);
+        Bytes got(value.size());
+        const bool fine = testing::put_one(*client, key, value) == 0 && testing::exist_one(*client, key) == 1 &&
+                          testing::get_one(*client, key, got) == static_cast<std::int64_t>(got.size()) && got == value;
+        if (!fine) ++failures;
+      }
+    });
+  }
+  threads.clear();
+  EXPECT_EQ(failures, 0);
 }
 
 }  // namespace

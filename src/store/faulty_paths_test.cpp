@@ -68,9 +68,9 @@ class FaultyPathsTest : public ::testing::Test {
     return runtime_->puts().put({{&key, 1}, {&source, 1}, policy, false}, Deadline::after(runtime_->options().operation_timeout)).at(0);
   }
   Result<std::uint64_t> get(std::string_view key, Bytes& room) {
-    const auto plan = [&](std::size_t, std::uint64_t size) -> Result<std::vector<GetPath::Part>> {
+    const auto plan = [&](std::size_t, std::uint64_t size) -> Result<GetPath::Parts> {
       room.resize(size);
-      return std::vector<GetPath::Part>{{0, size, {room}}};
+      return GetPath::Parts{{0, size, {room}}};
     };
     return runtime_->gets().get({&key, 1}, plan, Deadline::after(runtime_->options().operation_timeout)).at(0);
   }
@@ -215,9 +215,9 @@ TEST_F(FaultyPathsTest, TheKeysOfABatchFailOneByOne) {
   };
   const std::vector<std::string_view> keys = {"good", "absent", "bad"};
   std::vector<Bytes> rooms(3);
-  const auto plan = [&](std::size_t index, std::uint64_t size) -> Result<std::vector<GetPath::Part>> {
+  const auto plan = [&](std::size_t index, std::uint64_t size) -> Result<GetPath::Parts> {
     rooms[index].resize(size);
-    return std::vector<GetPath::Part>{{0, size, {rooms[index]}}};
+    return GetPath::Parts{{0, size, {rooms[index]}}};
   };
   const auto results = runtime_->gets().get(keys, plan, Deadline::after(seconds(5)));
   EXPECT_EQ(results[1].code(), ErrorCode::kObjectNotFound);

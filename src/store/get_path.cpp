@@ -48,7 +48,7 @@ class GetPath::Call {
   struct Item {
     std::size_t index = 0;  // into keys_
     Location location;
-    std::vector<Part> parts;
+    Parts parts;
     std::size_t next_copy = 0;  // the first that has not been tried since the last look-up
     bool asked_again = false;   // the master, after all copies were gone
     bool only_gone = true;      // no copy failed for any other reason since the last look-up
@@ -122,9 +122,9 @@ void GetPath::Call::look_up() {
     order_copies(item.location);
     item.next_copy = 0;
     item.only_gone = true;
-    item.failure = {ErrorCode::kObjectNotFound, "no copy of it is left"};
+    item.failure = {};
     if (item.location.copies.empty()) {
-      finish(item, item.failure);
+      finish(item, Status{ErrorCode::kObjectNotFound, "no copy of it is left"});
     } else {
       readable_.push_back(&item);
     }
@@ -135,7 +135,8 @@ void GetPath::Call::order_copies(Location& location) const {
   auto& copies = location.copies;
   if (copies.size() < 2) return;
   std::shuffle(copies.begin(), copies.end(), random_source());
-  std::stable_partition(copies.begin(), copies.end(), [this](const Location::Copy& copy) { return copy.segment.peer.node == path_.self_; });
+  std::stable_partition(copies.begin(), copies.end(),
+                        [this](const Location::Copy& copy) { return copy.segment->peer.node == path_.self_; });
 }
 
 // Where another copy is left to try, an owner that hangs gets only its share of the time.
@@ -147,12 +148,19 @@ Deadline GetPath::Call::attempt_deadline() const {
 
 // One copy of every readable key.
 void GetPath::Call::read_round() {
+  const Deadline deadline = attempt_deadline();
+  const auto segment_of = [](const Item* item) { return item->location.copies[item->next_copy].segment.get(); };
+  const Segment* const first = segment_of(readable_.front());
+  if (std::all_of(readable_.begin(), readable_.end(), [&](const Item* item) { return segment_of(item) == first; })) {
+    read_from(first->peer, readable_, deadline);
+    std::erase_if(readable_, [this](Item* item) { return !decide(*item); });
+    return;
+  }
   std::map<std::pair<NodeId, net::Endpoint>, std::vector<Item*>> owners;
   for (Item* item : readable_) {
-    const auto& peer = item->location.copies[item->next_copy].segment.peer;
+    const auto& peer = segment_of(item)->peer;
     owners[{peer.node, peer.endpoint}].push_back(item);
   }
-  const Deadline deadline = attempt_deadline();
   std::vector<std::function<void()>> jobs;
   for (const auto& [id, work] : owners) {
     jobs.emplace_back([this, peer = transfer::Peer{id.first, id.second}, &work = work, deadline] { read_from(peer, work, deadline); });
@@ -164,16 +172,18 @@ void GetPath::Call::read_round() {
 void GetPath::Call::read_from(const transfer::Peer& peer, const std::vector<Item*>& work, Deadline deadline) const {
   std::vector<transfer::ReadOperation> operations;
   std::vector<Item*> owner_of;
+  operations.reserve(work.size());
+  owner_of.reserve(work.size());
   for (Item* item : work) {
     const auto& copy = item->location.copies[item->next_copy];
     for (const auto& part : item->parts) {
       transfer::ReadOperation operation;
-      operation.extent = {copy.segment.incarnation, copy.offset, item->location.size, item->location.version};
+      operation.extent = {copy.segment->incarnation, copy.offset, item->location.size, item->location.version};
       operation.start = part.start;
       operation.length = part.length;
       operation.destination = part.destination;
       operation.checksum = item->location.checksum;
-      operation.status = {ErrorCode::kInternal, "the transport did not report on it"};
+      operation.status = {ErrorCode::kInternal, {}};
       operations.push_back(std::move(operation));
       owner_of.push_back(item);
     }
@@ -181,7 +191,8 @@ void GetPath::Call::read_from(const transfer::Peer& peer, const std::vector<Item
   }
   path_.paths_.read(peer, operations, deadline);
   for (std::size_t i = 0; i < operations.size(); ++i) {
-    if (!operations[i].status.ok() && owner_of[i]->failure.ok()) owner_of[i]->failure = std::move(operations[i].status);
+    if (operations[i].status.ok() || !owner_of[i]->failure.ok()) continue;
+    owner_of[i]->failure = explained(std::move(operations[i].status));
   }
 }
 
@@ -220,11 +231,11 @@ Status GetPath::Call::read_failure(const Item& item) const {
   const bool cancelled = item.failure.code() == ErrorCode::kCancelled;
   const auto& copy = item.location.copies[std::min(item.next_copy, item.location.copies.size()) - 1];
   return {cancelled ? ErrorCode::kCancelled : ErrorCode::kTransferFail,
-          fmt::format("read from {} ({}): {}", copy.segment.name, copy.segment.peer.endpoint.to_string(), item.failure.to_string())};
+          fmt::format("read from {} ({}): {}", copy.segment->name, copy.segment->peer.endpoint.to_string(), item.failure.to_string())};
 }
 
 GetPath::GetPath(NodeId self, std::string_view tenant, MasterClient& master, transfer::PathSelector& paths, const Standing& standing)
-    : self_(self), tenant_(tenant_on_wire(tenant)), master_(master), paths_(paths), standing_(standing) {}
+    : self_(self), self_bytes_(self.to_bytes()), tenant_(tenant_on_wire(tenant)), master_(master), paths_(paths), standing_(standing) {}
 
 std::vector<Result<std::uint64_t>> GetPath::get(std::span<const std::string_view> keys, const Plan& plan, Deadline deadline) const {
   return Call(*this, keys, plan, deadline).run();
@@ -232,32 +243,35 @@ std::vector<Result<std::uint64_t>> GetPath::get(std::span<const std::string_view
 
 std::vector<Result<GetPath::Location>> GetPath::locate(std::span<const std::string_view> keys, Deadline deadline) const {
   const auto all = [&](const Status& status) { return std::vector<Result<Location>>(keys.size(), status); };
-  wire::GetReplicasRequest request;
-  request.set_node_id(self_.to_bytes());
-  request.set_tenant(tenant_);
-  for (const auto key : keys) request.add_key(key.data(), key.size());
-  const auto reply = master_.get_replicas(request, deadline);
-  if (!reply) return all(reply.status());
-  const auto segments = parse_segments(reply->segment());
+  lean::GetReplicasRequest request;
+  request.node_id = self_bytes_;
+  request.tenant = tenant_;
+  request.key.assign(keys.begin(), keys.end());
+  const auto received = master_.get_replicas(request, deadline);
+  if (!received) return all(received.status());
+  const lean::GetReplicasReply& reply = **received;
+  const auto segments = parse_segments(reply.segment);
   if (!segments) return all(segments.status());
-  const Status malformed{ErrorCode::kProtocol,
-                         "the master's answer to GetReplicas does not match the question; do master and client have the same release?"};
-  const int count = static_cast<int>(keys.size());
-  if (reply->status_size() != count || reply->size_size() != count || reply->checksum_size() != count ||
-      reply->version_term_size() != count || reply->version_count_size() != count || reply->replica_count_size() != count ||
-      reply->replica_segment_size() != reply->replica_offset_size()) {
-    return all(malformed);
+  const auto malformed = [] {
+    return Status{ErrorCode::kProtocol,
+                  "the master's answer to GetReplicas does not match the question; do master and client have the same release?"};
+  };
+  const std::size_t count = keys.size();
+  if (reply.status.size() != count || reply.size.size() != count || reply.checksum.size() != count || reply.version_term.size() != count ||
+      reply.version_count.size() != count || reply.replica_count.size() != count ||
+      reply.replica_segment.size() != reply.replica_offset.size()) {
+    return all(malformed());
   }
   std::vector<Result<Location>> locations;
-  locations.reserve(keys.size());
-  int next = 0;
-  for (int i = 0; i < count; ++i) {
-    Location location{reply->size(i), reply->checksum(i), {Term{reply->version_term(i)}, reply->version_count(i)}, {}};
-    for (std::uint32_t r = 0; r < reply->replica_count(i); ++r, ++next) {
-      if (next >= reply->replica_segment_size() || reply->replica_segment(next) >= segments->size()) return all(malformed);
-      location.copies.push_back({(*segments)[reply->replica_segment(next)], reply->replica_offset(next)});
+  locations.reserve(count);
+  std::size_t next = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    Location location{reply.size[i], reply.checksum[i].value, {Term{reply.version_term[i]}, reply.version_count[i]}, {}};
+    for (std::uint32_t r = 0; r < reply.replica_count[i]; ++r, ++next) {
+      if (next >= reply.replica_segment.size() || reply.replica_segment[next] >= segments->size()) return all(malformed());
+      location.copies.push_back({(*segments)[reply.replica_segment[next]], reply.replica_offset[next]});
     }
-    const auto code = static_cast<ErrorCode>(reply->status(i));
+    const auto code = static_cast<ErrorCode>(reply.status[i]);
     if (code == ErrorCode::kOk) {
       locations.emplace_back(std::move(location));
     } else if (code == ErrorCode::kObjectNotFound || code == ErrorCode::kReplicaNotReady) {

@@ -11,8 +11,10 @@
 // Threads: any number of callers; a call works on its own thread, and on one more per further owner while bytes move.
 #pragma once
 
+#include <boost/container/small_vector.hpp>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -31,14 +33,19 @@ namespace moonpool::store {
 
 class GetPath {
  public:
+  // One entry is the rule, and stands in place.
+  template <typename T>
+  using Few = boost::container::small_vector<T, 1>;
+  using Destination = Few<MutableBytes>;
   // A part of an object and where it goes.
   struct Part {
     std::uint64_t start = 0;
     std::uint64_t length = 0;
-    std::vector<MutableBytes> destination;  // sizes add up to length
+    Destination destination;  // sizes add up to length
   };
+  using Parts = Few<Part>;
   // Decides, once the size of object `index` is known, which parts of it are read; an error is that object's result.
-  using Plan = std::function<Result<std::vector<Part>>(std::size_t index, std::uint64_t size)>;
+  using Plan = std::function<Result<Parts>(std::size_t index, std::uint64_t size)>;
 
   // All references outlive this object.
   GetPath(NodeId self, std::string_view tenant, MasterClient& master, transfer::PathSelector& paths, const Standing& standing);
@@ -52,10 +59,10 @@ class GetPath {
     std::uint64_t checksum = 0;
     Version version;
     struct Copy {
-      Segment segment;
+      std::shared_ptr<const Segment> segment;
       std::uint64_t offset = 0;
     };
-    std::vector<Copy> copies;
+    Few<Copy> copies;
   };
   [[nodiscard]] std::vector<Result<Location>> locate(std::span<const std::string_view> keys, Deadline deadline) const;
 
@@ -63,7 +70,8 @@ class GetPath {
   class Call;
 
   const NodeId self_;
-  const std::string tenant_;  // as on the wire
+  const std::string self_bytes_;  // on the wire
+  const std::string tenant_;      // as on the wire
   MasterClient& master_;
   transfer::PathSelector& paths_;
   const Standing& standing_;

@@ -94,8 +94,8 @@ Status MasterClient::gave_up(wire::Method method, const Status& last, Deadline::
                   describe(masters_), name_of_call(method), waited, last.to_string(), masters_.front().port)};
 }
 
-Status MasterClient::call(net::LanePool& lanes, wire::Method method, const google::protobuf::MessageLite& request,
-                          google::protobuf::MessageLite& reply, Deadline deadline, bool* repeated) {
+Status MasterClient::call(net::LanePool& lanes, wire::Method method, net::ConstBytes request, std::vector<std::byte>& reply,
+                          Deadline deadline, bool* repeated) {
   const auto since = Deadline::Clock::now();
   auto pause = kFirstPause;
   while (true) {
@@ -117,28 +117,45 @@ Status MasterClient::call(net::LanePool& lanes, wire::Method method, const googl
   }
 }
 
-Result<wire::PutStartReply> MasterClient::put_start(const wire::PutStartRequest& request, Deadline deadline) {
-  wire::PutStartReply reply;
-  MOONPOOL_RETURN_IF_ERROR(call(quick_, wire::METHOD_PUT_START, request, reply, deadline));
+namespace {
+Status unparsable(wire::Method method) {
+  return {ErrorCode::kProtocol,
+          fmt::format("the master's answer to {} does not parse; do master and client have the same release?", name_of_call(method))};
+}
+}  // namespace
+
+Status MasterClient::call(net::LanePool& lanes, wire::Method method, const google::protobuf::MessageLite& request,
+                          google::protobuf::MessageLite& reply, Deadline deadline, bool* repeated) {
+  const std::string sent = request.SerializeAsString();
+  std::vector<std::byte> bytes;
+  MOONPOOL_RETURN_IF_ERROR(call(lanes, method, std::as_bytes(std::span(sent)), bytes, deadline, repeated));
+  return reply.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())) ? Status() : unparsable(method);
+}
+
+template <typename Reply, typename Request>
+Result<Received<Reply>> MasterClient::call_lean(net::LanePool& lanes, wire::Method method, const Request& request, Deadline deadline) {
+  thread_local std::string sent;  // keeps its memory from one call to the next
+  lean::write(request, sent);
+  Received<Reply> reply;
+  MOONPOOL_RETURN_IF_ERROR(call(lanes, method, std::as_bytes(std::span(sent)), reply.bytes_, deadline));
+  if (!lean::parse(reply.bytes_, reply.message_)) return unparsable(method);
   return reply;
 }
 
-Result<wire::StatusReply> MasterClient::put_commit(const wire::PutCommitRequest& request, Deadline deadline) {
-  wire::StatusReply reply;
-  MOONPOOL_RETURN_IF_ERROR(call(quick_, wire::METHOD_PUT_COMMIT, request, reply, deadline));
-  return reply;
+Result<Received<lean::PutStartReply>> MasterClient::put_start(const lean::PutStartRequest& request, Deadline deadline) {
+  return call_lean<lean::PutStartReply>(quick_, wire::METHOD_PUT_START, request, deadline);
 }
 
-Result<wire::ExistReply> MasterClient::exist(const wire::ExistRequest& request, Deadline deadline) {
-  wire::ExistReply reply;
-  MOONPOOL_RETURN_IF_ERROR(call(request.wait_ms() > 0 ? waiting_ : quick_, wire::METHOD_EXIST, request, reply, deadline));
-  return reply;
+Result<Received<lean::StatusReply>> MasterClient::put_commit(const lean::PutCommitRequest& request, Deadline deadline) {
+  return call_lean<lean::StatusReply>(quick_, wire::METHOD_PUT_COMMIT, request, deadline);
 }
 
-Result<wire::GetReplicasReply> MasterClient::get_replicas(const wire::GetReplicasRequest& request, Deadline deadline) {
-  wire::GetReplicasReply reply;
-  MOONPOOL_RETURN_IF_ERROR(call(quick_, wire::METHOD_GET_REPLICAS, request, reply, deadline));
-  return reply;
+Result<Received<lean::ExistReply>> MasterClient::exist(const lean::ExistRequest& request, Deadline deadline) {
+  return call_lean<lean::ExistReply>(request.wait_ms > 0 ? waiting_ : quick_, wire::METHOD_EXIST, request, deadline);
+}
+
+Result<Received<lean::GetReplicasReply>> MasterClient::get_replicas(const lean::GetReplicasRequest& request, Deadline deadline) {
+  return call_lean<lean::GetReplicasReply>(quick_, wire::METHOD_GET_REPLICAS, request, deadline);
 }
 
 Result<MasterClient::Removed> MasterClient::remove(const wire::RemoveRequest& request, Deadline deadline) {

@@ -18,6 +18,7 @@
 #include "net/endpoint.h"
 #include "net/handshake.h"
 #include "net/lane_pool.h"
+#include "net/object_messages.h"
 #include "store/standing.h"
 #include "wire.pb.h"
 
@@ -28,14 +29,36 @@ namespace moonpool::store {
 // "127.0.0.1:50051 or 127.0.0.1:50052", for error texts.
 [[nodiscard]] std::string describe(const std::vector<net::Endpoint>& masters);
 
+namespace lean = net::lean;
+
+// A reply in the form of net/lean_codec.h, with the bytes that it refers to.
+template <typename Message>
+class Received {
+ public:
+  Received() = default;
+  // Moving keeps the address of the bytes.
+  Received(Received&&) noexcept = default;
+  Received& operator=(Received&&) noexcept = default;
+  Received(const Received&) = delete;
+  Received& operator=(const Received&) = delete;
+  ~Received() = default;
+  const Message* operator->() const { return &message_; }
+  const Message& operator*() const { return message_; }
+
+ private:
+  friend class MasterClient;
+  std::vector<std::byte> bytes_;
+  Message message_;
+};
+
 class MasterClient {
  public:
   MasterClient(std::vector<net::Endpoint> masters, const net::Identity& self, const Standing& standing);
 
-  [[nodiscard]] Result<wire::PutStartReply> put_start(const wire::PutStartRequest& request, Deadline deadline);
-  [[nodiscard]] Result<wire::StatusReply> put_commit(const wire::PutCommitRequest& request, Deadline deadline);
-  [[nodiscard]] Result<wire::ExistReply> exist(const wire::ExistRequest& request, Deadline deadline);
-  [[nodiscard]] Result<wire::GetReplicasReply> get_replicas(const wire::GetReplicasRequest& request, Deadline deadline);
+  [[nodiscard]] Result<Received<lean::PutStartReply>> put_start(const lean::PutStartRequest& request, Deadline deadline);
+  [[nodiscard]] Result<Received<lean::StatusReply>> put_commit(const lean::PutCommitRequest& request, Deadline deadline);
+  [[nodiscard]] Result<Received<lean::ExistReply>> exist(const lean::ExistRequest& request, Deadline deadline);
+  [[nodiscard]] Result<Received<lean::GetReplicasReply>> get_replicas(const lean::GetReplicasRequest& request, Deadline deadline);
   // `repeated`: the request may have been carried out before by a master that did not get to answer.
   struct Removed {
     wire::StatusReply reply;
@@ -49,6 +72,10 @@ class MasterClient {
   void close();
 
  private:
+  [[nodiscard]] Status call(net::LanePool& lanes, wire::Method method, net::ConstBytes request, std::vector<std::byte>& reply,
+                            Deadline deadline, bool* repeated = nullptr);
+  template <typename Reply, typename Request>
+  [[nodiscard]] Result<Received<Reply>> call_lean(net::LanePool& lanes, wire::Method method, const Request& request, Deadline deadline);
   [[nodiscard]] Status call(net::LanePool& lanes, wire::Method method, const google::protobuf::MessageLite& request,
                             google::protobuf::MessageLite& reply, Deadline deadline, bool* repeated = nullptr);
   [[nodiscard]] Status gave_up(wire::Method method, const Status& last, Deadline::Clock::time_point since) const;

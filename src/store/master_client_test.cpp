@@ -22,9 +22,9 @@ class MasterClientTest : public ::testing::Test {
     return std::make_unique<MasterClient>(*parse_master_addresses(addresses), self, standing);
   }
 
-  static wire::ExistRequest question() {
-    wire::ExistRequest request;
-    request.add_key("k");
+  static lean::ExistRequest question() {
+    lean::ExistRequest request;
+    request.key.push_back("k");
     return request;
   }
 
@@ -96,7 +96,7 @@ TEST_F(MasterClientTest, WaitsForAMasterThatComesBack) {
   auto client = client_of("127.0.0.1:" + std::to_string(port), standing_);
   testing::ScriptedMaster master(port);
   master.on(wire::METHOD_EXIST, [](net::Request&) { return yes(); });
-  Result<wire::ExistReply> reply = Status{ErrorCode::kInternal, "not asked"};
+  Result<Received<lean::ExistReply>> reply = Status{ErrorCode::kInternal, "not asked"};
   std::jthread caller([&] { reply = client->exist(question(), Deadline::after(seconds(20))); });
   ASSERT_TRUE(master.start().ok());
   caller.join();
@@ -114,7 +114,7 @@ TEST_F(MasterClientTest, GoesOnToTheNextAddress) {
 
 TEST_F(MasterClientTest, ClosingEndsACallThatWaits) {
   auto client = client_of("127.0.0.1:" + std::to_string(test::free_port()), standing_);
-  Result<wire::ExistReply> reply = Status{ErrorCode::kInternal, "not asked"};
+  Result<Received<lean::ExistReply>> reply = Status{ErrorCode::kInternal, "not asked"};
   const auto start = Deadline::Clock::now();
   std::jthread caller([&] { reply = client->exist(question(), Deadline::after(seconds(60))); });
   standing_.stop();

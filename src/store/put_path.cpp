@@ -3,9 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <boost/container/small_vector.hpp>
+#include <boost/unordered/unordered_flat_map.hpp>
 #include <map>
 #include <numeric>
-#include <unordered_map>
 #include <utility>
 
 #include "base/logging.h"
@@ -69,10 +70,11 @@ class PutPath::Call {
   struct Item {
     std::size_t index = 0;  // into the batch
     std::uint64_t size = 0;
-    std::string catalogue_key;
+    std::string_view catalogue_key;  // the key itself, or in `qualified`
+    std::string qualified;
     // Of this round:
     Version version;
-    std::vector<Replica> replicas;
+    boost::container::small_vector<Replica, 1> replicas;
     // Why the last round did not finish it; its result if there is no further one.
     Status failure;
   };
@@ -80,7 +82,7 @@ class PutPath::Call {
   void accept_keys();
   bool round();
   Status start(std::vector<Item*>& granted, std::vector<Item*>& others);
-  Status read_grants(const wire::PutStartReply& reply, std::vector<Item*>& granted, std::vector<Item*>& others);
+  Status read_grants(const lean::PutStartReply& reply, std::vector<Item*>& granted, std::vector<Item*>& others);
   void write(std::vector<Item*>& granted);
   void write_to(const transfer::Peer& peer, const std::vector<std::pair<Item*, Replica*>>& work, Deadline deadline) const;
   void commit(std::vector<Item*>& granted);
@@ -97,12 +99,12 @@ class PutPath::Call {
   std::vector<Item> items_;                                      // one per distinct key that is worth asking for
   std::vector<Item*> pending_;                                   // without a result yet
   std::vector<std::pair<std::size_t, std::size_t>> duplicates_;  // (index, index of the first)
-  std::vector<Segment> segments_;                                // of this round
+  Segments segments_;                                            // of this round
   bool logged_ = false;
 };
 
 void PutPath::Call::accept_keys() {
-  std::unordered_map<std::string_view, std::size_t> first;
+  boost::unordered_flat_map<std::string_view, std::size_t, std::hash<std::string_view>> first;
   first.reserve(batch_.keys.size());
   items_.reserve(batch_.keys.size());
   for (std::size_t i = 0; i < batch_.keys.size(); ++i) {
@@ -115,12 +117,13 @@ void PutPath::Call::accept_keys() {
     if (code == ErrorCode::kOk && size == 0) code = ErrorCode::kInvalidParams;
     results_[i] = static_cast<std::int32_t>(code);
     if (code != ErrorCode::kOk) continue;
-    Item item;
+    Item& item = items_.emplace_back();
     item.index = i;
     item.size = size;
-    item.catalogue_key = catalogue_key(path_.tenant_, batch_.keys[i]);
-    items_.push_back(std::move(item));
+    item.catalogue_key = batch_.keys[i];
+    if (!stands_bare(path_.tenant_, batch_.keys[i])) item.catalogue_key = item.qualified = catalogue_key(path_.tenant_, batch_.keys[i]);
   }
+  pending_.reserve(items_.size());
   for (auto& item : items_) pending_.push_back(&item);
 }
 
@@ -162,55 +165,58 @@ bool PutPath::Call::round() {
 
 Status PutPath::Call::start(std::vector<Item*>& granted, std::vector<Item*>& others) {
   const ReplicaPolicy& policy = batch_.policy;
-  wire::PutStartRequest request;
-  request.set_node_id(path_.self_.to_bytes());
-  request.set_tenant(path_.tenant_);
-  request.set_replica_num(std::min<std::uint32_t>(policy.replica_num, kMaxReplicas));
-  request.set_prefer_same_node(policy.prefer_same_node);
-  request.set_soft_pin(policy.soft_pin);
-  request.set_soft_pin_ttl_ms(static_cast<std::uint64_t>(std::max<std::int64_t>(0, policy.soft_pin_ttl.count())));
-  request.set_hard_pin(policy.hard_pin);
-  request.set_upsert(batch_.upsert);
-  request.set_data_type(policy.data_type);
-  for (const auto& name : policy.preferred_segments) request.add_preferred_segment(name);
+  lean::PutStartRequest request;
+  request.node_id = path_.self_bytes_;
+  request.tenant = path_.tenant_;
+  request.replica_num = std::min<std::uint32_t>(policy.replica_num, kMaxReplicas);
+  request.prefer_same_node = policy.prefer_same_node;
+  request.soft_pin = policy.soft_pin;
+  request.soft_pin_ttl_ms = static_cast<std::uint64_t>(std::max<std::int64_t>(0, policy.soft_pin_ttl.count()));
+  request.hard_pin = policy.hard_pin;
+  request.upsert = batch_.upsert;
+  request.data_type = policy.data_type;
+  request.preferred_segment.assign(policy.preferred_segments.begin(), policy.preferred_segments.end());
+  request.key.reserve(pending_.size());
+  request.size.reserve(pending_.size());
   for (const Item* item : pending_) {
-    const std::string_view key = batch_.keys[item->index];
-    request.add_key(key.data(), key.size());
-    request.add_size(item->size);
-    if (!policy.groups.empty()) request.add_group(policy.groups[item->index]);
+    request.key.push_back(batch_.keys[item->index]);
+    request.size.push_back(item->size);
+    if (!policy.groups.empty()) request.group.push_back(policy.groups[item->index]);
   }
-  auto reply = path_.master_.put_start(request, deadline_);
+  const auto reply = path_.master_.put_start(request, deadline_);
   if (!reply) return reply.status();
-  return read_grants(*reply, granted, others);
+  return read_grants(**reply, granted, others);
 }
 
-Status PutPath::Call::read_grants(const wire::PutStartReply& reply, std::vector<Item*>& granted, std::vector<Item*>& others) {
-  const Status malformed{ErrorCode::kProtocol,
-                         "the master's answer to PutStart does not match the question; do master and client have the same release?"};
-  auto segments = parse_segments(reply.segment());
+Status PutPath::Call::read_grants(const lean::PutStartReply& reply, std::vector<Item*>& granted, std::vector<Item*>& others) {
+  const auto malformed = [] {
+    return Status{ErrorCode::kProtocol,
+                  "the master's answer to PutStart does not match the question; do master and client have the same release?"};
+  };
+  auto segments = parse_segments(reply.segment);
   if (!segments) return segments.status();
   segments_ = std::move(*segments);
-  const int count = static_cast<int>(pending_.size());
-  if (reply.status_size() != count || reply.version_count_size() != count || reply.replica_count_size() != count ||
-      reply.replica_segment_size() != reply.replica_offset_size()) {
-    return malformed;
+  const std::size_t count = pending_.size();
+  if (reply.status.size() != count || reply.version_count.size() != count || reply.replica_count.size() != count ||
+      reply.replica_segment.size() != reply.replica_offset.size()) {
+    return malformed();
   }
   const std::vector<Item*> asked = std::exchange(pending_, {});
-  int next = 0;
-  for (int i = 0; i < count; ++i) {
-    Item& item = *asked[static_cast<std::size_t>(i)];
-    const auto code = static_cast<ErrorCode>(reply.status(i));
-    item.version = {Term{reply.term()}, reply.version_count(i)};
+  granted.reserve(count);
+  std::size_t next = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    Item& item = *asked[i];
+    const auto code = static_cast<ErrorCode>(reply.status[i]);
+    item.version = {Term{reply.term}, reply.version_count[i]};
     item.replicas.clear();
-    for (std::uint32_t r = 0; r < reply.replica_count(i); ++r, ++next) {
-      if (next >= reply.replica_segment_size() || reply.replica_segment(next) >= segments_.size() || r >= kMaxReplicas) {
+    for (std::uint32_t r = 0; r < reply.replica_count[i]; ++r, ++next) {
+      if (next >= reply.replica_segment.size() || reply.replica_segment[next] >= segments_.size() || r >= kMaxReplicas) {
         pending_ = asked;
-        return malformed;
+        return malformed();
       }
-      Replica replica;
-      replica.segment = reply.replica_segment(next);
-      replica.offset = reply.replica_offset(next);
-      item.replicas.push_back(std::move(replica));
+      Replica& replica = item.replicas.emplace_back();
+      replica.segment = reply.replica_segment[next];
+      replica.offset = reply.replica_offset[next];
     }
     if (code == ErrorCode::kOk) {
       granted.push_back(&item);
@@ -232,14 +238,23 @@ Deadline PutPath::Call::write_deadline() const {
 }
 
 void PutPath::Call::write(std::vector<Item*>& granted) {
+  const Deadline deadline = write_deadline();
+  if (segments_.size() == 1) {
+    std::vector<std::pair<Item*, Replica*>> work;
+    work.reserve(granted.size());
+    for (Item* item : granted) {
+      for (auto& replica : item->replicas) work.emplace_back(item, &replica);
+    }
+    if (!work.empty()) write_to(segments_.front()->peer, work, deadline);
+    return;
+  }
   std::map<std::pair<NodeId, net::Endpoint>, std::vector<std::pair<Item*, Replica*>>> owners;
   for (Item* item : granted) {
     for (auto& replica : item->replicas) {
-      const auto& peer = segments_[replica.segment].peer;
+      const auto& peer = segments_[replica.segment]->peer;
       owners[{peer.node, peer.endpoint}].emplace_back(item, &replica);
     }
   }
-  const Deadline deadline = write_deadline();
   std::vector<std::function<void()>> jobs;
   for (const auto& [id, work] : owners) {
     jobs.emplace_back([this, peer = transfer::Peer{id.first, id.second}, &work = work, deadline] { write_to(peer, work, deadline); });
@@ -251,63 +266,65 @@ void PutPath::Call::write_to(const transfer::Peer& peer, const std::vector<std::
   std::vector<transfer::WriteOperation> operations(work.size());
   for (std::size_t i = 0; i < work.size(); ++i) {
     const auto& [item, replica] = work[i];
-    operations[i].extent = {segments_[replica->segment].incarnation, replica->offset, item->size, item->version};
+    operations[i].extent = {segments_[replica->segment]->incarnation, replica->offset, item->size, item->version};
     operations[i].key = item->catalogue_key;
     operations[i].source = batch_.sources[item->index];
-    operations[i].status = {ErrorCode::kInternal, "the transport did not report on it"};
+    operations[i].status = {ErrorCode::kInternal, {}};
   }
   path_.paths_.write(peer, operations, deadline);
   for (std::size_t i = 0; i < work.size(); ++i) {
-    work[i].second->status = std::move(operations[i].status);
+    work[i].second->status = explained(std::move(operations[i].status));
     work[i].second->checksum = operations[i].checksum;
   }
 }
 
 void PutPath::Call::commit(std::vector<Item*>& granted) {
-  wire::PutCommitRequest request;
-  request.set_node_id(path_.self_.to_bytes());
-  request.set_tenant(path_.tenant_);
-  std::vector<bool> written(granted.size());
-  for (std::size_t i = 0; i < granted.size(); ++i) {
-    Item& item = *granted[i];
+  lean::PutCommitRequest request;
+  request.node_id = path_.self_bytes_;
+  request.tenant = path_.tenant_;
+  request.key.reserve(granted.size());
+  request.version_count.reserve(granted.size());
+  request.checksum.reserve(granted.size());
+  request.written.reserve(granted.size());
+  for (Item* item : granted) {
     std::uint32_t mask = 0;
     std::uint64_t checksum = 0;
-    item.failure = {ErrorCode::kNoAvailableHandle, "the master granted no replica"};
-    for (std::size_t r = 0; r < item.replicas.size(); ++r) {
-      const Replica& replica = item.replicas[r];
+    item->failure = {};
+    for (std::size_t r = 0; r < item->replicas.size(); ++r) {
+      const Replica& replica = item->replicas[r];
       if (!replica.status.ok()) {
-        item.failure = replica.status;
+        item->failure = replica.status;
       } else if (mask == 0 || replica.checksum == checksum) {  // a source that changed under us: only equal copies are one object
         checksum = replica.checksum;
         mask |= 1U << r;
       }
     }
-    written[i] = mask != 0;
-    const std::string_view key = batch_.keys[item.index];
-    request.set_term(item.version.term.value);
-    request.add_key(key.data(), key.size());
-    request.add_version_count(item.version.count);
-    request.add_checksum(checksum);
-    request.add_written(mask);
+    if (item->replicas.empty()) item->failure = {ErrorCode::kNoAvailableHandle, "the master granted no replica"};
+    request.term = item->version.term.value;
+    request.key.push_back(batch_.keys[item->index]);
+    request.version_count.push_back(item->version.count);
+    request.checksum.push_back({checksum});
+    request.written.push_back(mask);
   }
   // The deadline of an owner that hung may have taken all but the kept part; a commit gets at least a moment.
-  auto reply = path_.master_.put_commit(request, Deadline::at(std::max(deadline_.time(), Deadline::after(milliseconds(20)).time())));
-  const bool answered = reply.ok() && reply->status_size() == static_cast<int>(granted.size());
+  const auto reply = path_.master_.put_commit(request, Deadline::at(std::max(deadline_.time(), Deadline::after(milliseconds(20)).time())));
+  const bool answered = reply.ok() && (*reply)->status.size() == granted.size();
   if (!answered)
     log_once(fmt::format("put: {}", reply.ok() ? "the master's answer to PutCommit is malformed" : reply.status().to_string()));
   for (std::size_t i = 0; i < granted.size(); ++i) {
     Item& item = *granted[i];
-    if (written[i] && !answered) {
+    const bool written = request.written[i] != 0;
+    if (written && !answered) {
       finish(item, reply.ok() ? ErrorCode::kProtocol : reply.code());
       continue;
     }
-    if (written[i]) {
-      const auto code = static_cast<ErrorCode>(reply->status(static_cast<int>(i)));
-      item.failure = {code, "the commit was refused by the master"};
+    if (written) {
+      const auto code = static_cast<ErrorCode>((*reply)->status[i]);
       if (code == ErrorCode::kOk || code == ErrorCode::kObjectAlreadyExists) {
         finish(item, ErrorCode::kOk);
         continue;
       }
+      item.failure = {code, "the commit was refused by the master"};
     }
     if (answered && worth_starting_over(item.failure.code())) {
       pending_.push_back(&item);
@@ -319,20 +336,17 @@ void PutPath::Call::commit(std::vector<Item*>& granted) {
 }
 
 void PutPath::Call::wait_for_others(std::vector<Item*>& others) {
-  wire::ExistRequest request;
-  request.set_node_id(path_.self_.to_bytes());
-  request.set_tenant(path_.tenant_);
+  lean::ExistRequest request;
+  request.node_id = path_.self_bytes_;
+  request.tenant = path_.tenant_;
   const auto half = std::chrono::duration_cast<milliseconds>(deadline_.left() / 2).count();
-  request.set_wait_ms(std::min<std::uint32_t>(kOtherWriterWaitMs, static_cast<std::uint32_t>(half)));
-  for (const Item* item : others) {
-    const std::string_view key = batch_.keys[item->index];
-    request.add_key(key.data(), key.size());
-  }
+  request.wait_ms = std::min<std::uint32_t>(kOtherWriterWaitMs, static_cast<std::uint32_t>(half));
+  for (const Item* item : others) request.key.push_back(batch_.keys[item->index]);
   const auto reply = path_.master_.exist(request, deadline_);
-  const bool answered = reply.ok() && reply->status_size() == static_cast<int>(others.size());
+  const bool answered = reply.ok() && (*reply)->status.size() == others.size();
   for (std::size_t i = 0; i < others.size(); ++i) {
     // An upsert has to put its own value in any case; a put is content with whichever value was first.
-    if (answered && !batch_.upsert && reply->status(static_cast<int>(i)) == 1) {
+    if (answered && !batch_.upsert && (*reply)->status[i] == 1) {
       finish(*others[i], ErrorCode::kOk);
     } else {
       if (!reply.ok()) others[i]->failure = reply.status();
@@ -358,7 +372,7 @@ void PutPath::Call::log_once(const std::string& text) {
 }
 
 PutPath::PutPath(NodeId self, std::string_view tenant, MasterClient& master, transfer::PathSelector& paths, const Standing& standing)
-    : self_(self), tenant_(tenant_on_wire(tenant)), master_(master), paths_(paths), standing_(standing) {}
+    : self_bytes_(self.to_bytes()), tenant_(tenant_on_wire(tenant)), master_(master), paths_(paths), standing_(standing) {}
 
 std::vector<std::int32_t> PutPath::put(const Batch& batch, Deadline deadline) const { return Call(*this, batch, deadline).run(); }
 

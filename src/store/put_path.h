@@ -43,8 +43,8 @@ class PutPath {
  private:
   class Call;
 
-  const NodeId self_;
-  const std::string tenant_;  // as on the wire
+  const std::string self_bytes_;  // on the wire
+  const std::string tenant_;      // as on the wire
   MasterClient& master_;
   transfer::PathSelector& paths_;
   const Standing& standing_;

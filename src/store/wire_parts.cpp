@@ -6,26 +6,30 @@
 #include <thread>
 #include <utility>
 
+#include "net/object_messages.h"
+
 namespace moonpool::store {
 
-Result<std::vector<Segment>> parse_segments(const google::protobuf::RepeatedPtrField<wire::SegmentInfo>& infos) {
-  std::vector<Segment> segments;
-  segments.reserve(static_cast<std::size_t>(infos.size()));
-  for (const auto& info : infos) {
-    const auto incarnation = Incarnation::from_bytes(info.incarnation());
-    const auto node = NodeId::from_bytes(info.node_id());
-    if (!incarnation || !node || info.port() == 0 || info.port() > std::numeric_limits<std::uint16_t>::max()) {
+Result<Segments> parse_segments(std::span<const std::string_view> encoded) {
+  Segments segments;
+  segments.reserve(encoded.size());
+  for (const auto bytes : encoded) {
+    net::lean::SegmentInfo info;
+    const bool parsed = net::lean::parse(std::as_bytes(std::span(bytes)), info);
+    const auto incarnation = Incarnation::from_bytes(info.incarnation);
+    const auto node = NodeId::from_bytes(info.node_id);
+    if (!parsed || !incarnation || !node || info.port == 0 || info.port > std::numeric_limits<std::uint16_t>::max()) {
       return {ErrorCode::kProtocol,
               fmt::format("the master described segment \"{}\" without a valid id or port; do master and client have the same release?",
-                          info.name())};
+                          info.name)};
     }
     Segment segment;
     segment.peer.node = *node;
-    segment.peer.endpoint = {info.host(), static_cast<std::uint16_t>(info.port())};
+    segment.peer.endpoint = {std::string(info.host), static_cast<std::uint16_t>(info.port)};
     segment.incarnation = *incarnation;
-    segment.name = info.name();
-    segment.base = info.base();
-    segments.push_back(std::move(segment));
+    segment.name = info.name;
+    segment.base = info.base;
+    segments.push_back(std::make_shared<const Segment>(std::move(segment)));
   }
   return segments;
 }
@@ -47,7 +51,7 @@ void run_together(const std::vector<std::function<void()>>& jobs) {
 std::string tenant_on_wire(std::string_view tenant) { return tenant == "default" ? std::string() : std::string(tenant); }
 
 std::string catalogue_key(std::string_view wire_tenant, std::string_view key) {
-  if (wire_tenant.empty() && key.find('\0') == std::string_view::npos) return std::string(key);
+  if (stands_bare(wire_tenant, key)) return std::string(key);
   std::string qualified(wire_tenant.empty() ? std::string_view("default") : wire_tenant);
   qualified.push_back('\0');
   qualified.append(key);

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,8 +27,15 @@ struct Segment {
   std::string name;
   std::uint64_t base = 0;
 };
-// kProtocol when an id or an endpoint in it is malformed.
-[[nodiscard]] Result<std::vector<Segment>> parse_segments(const google::protobuf::RepeatedPtrField<wire::SegmentInfo>& infos);
+// From a reply's column of encoded SegmentInfo. kProtocol when one does not parse, or an id or an endpoint in it is malformed.
+using Segments = std::vector<std::shared_ptr<const Segment>>;
+[[nodiscard]] Result<Segments> parse_segments(std::span<const std::string_view> encoded);
+
+// An operation's outcome, with a text where a transport left it as it came (kInternal without one).
+[[nodiscard]] inline Status explained(Status status) {
+  if (status.code() != ErrorCode::kInternal || !status.message().empty()) return status;
+  return {ErrorCode::kInternal, "the transport did not report on it"};
+}
 
 // Runs all jobs to their end, each on a thread of its own but the last, which runs on the caller's.
 void run_together(const std::vector<std::function<void()>>& jobs);
@@ -37,6 +46,10 @@ void run_together(const std::vector<std::function<void()>>& jobs);
 // tenant | 0x00 | key. A default tenant's key that holds a 0x00 itself has its tenant in front, so that it cannot be read as another
 // tenant's.
 [[nodiscard]] std::string catalogue_key(std::string_view wire_tenant, std::string_view key);
+// Whether that is the key itself.
+[[nodiscard]] inline bool stands_bare(std::string_view wire_tenant, std::string_view key) {
+  return wire_tenant.empty() && key.find('\0') == std::string_view::npos;
+}
 
 // Ok, or why this key can be no object's.
 [[nodiscard]] ErrorCode check_key(std::string_view key);

@@ -35,18 +35,27 @@ TEST(CheckKey, HoldsTheLimits) {
 }
 
 TEST(ParseSegments, RefusesMalformedDescriptions) {
-  google::protobuf::RepeatedPtrField<wire::SegmentInfo> infos;
-  auto& info = *infos.Add();
+  wire::SegmentInfo info;
   info.set_incarnation(Incarnation::generate().to_bytes());
   info.set_node_id(NodeId::generate().to_bytes());
+  info.set_name("n:1234");
   info.set_host("127.0.0.1");
   info.set_port(1234);
-  EXPECT_TRUE(parse_segments(infos).ok());
+  const auto parse = [](const std::string& encoded) {
+    const std::string_view column[] = {encoded};
+    return parse_segments(column);
+  };
+  const auto good = parse(info.SerializeAsString());
+  ASSERT_TRUE(good.ok());
+  EXPECT_EQ(good->at(0)->peer.endpoint.to_string(), "127.0.0.1:1234");
+  EXPECT_EQ(good->at(0)->peer.node.to_bytes(), info.node_id());
+  EXPECT_EQ(good->at(0)->name, "n:1234");
+  EXPECT_EQ(parse("\xFF").code(), ErrorCode::kProtocol);
   info.set_port(70000);
-  EXPECT_EQ(parse_segments(infos).code(), ErrorCode::kProtocol);
+  EXPECT_EQ(parse(info.SerializeAsString()).code(), ErrorCode::kProtocol);
   info.set_port(1234);
   info.set_incarnation("short");
-  EXPECT_EQ(parse_segments(infos).code(), ErrorCode::kProtocol);
+  EXPECT_EQ(parse(info.SerializeAsString()).code(), ErrorCode::kProtocol);
 }
 
 TEST(RunTogether, RunsEveryJob) {
