@@ -28,8 +28,9 @@ DESCRIPTIONS = {
 def markdown(results: Results, plots: Path | None = None) -> str:
     """All tables; where a plot of a table lies in `plots`, it is shown below it."""
     machine = ", ".join(f"{name} {value}" for name, value in results.machine.items())
-    settings = results.settings
-    parts = [f"Measured on: {machine}. {settings.get('rounds')} rounds of {settings.get('seconds')} s a cell; medians, in brackets the outermost rounds."]
+    rounds = sorted({len(cell.rounds) for cell in results.of_table("store") if cell.rounds and not cell.failure}) or [0]
+    counted = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
+    parts = [f"Measured on: {machine}. The store's cells: {counted} rounds; medians, in brackets the outermost rounds."]
     parts.append(targets_table(results, markdown=True))
     for table in TABLES:
         parts.append(render(results, table, markdown=True))

@@ -68,7 +68,12 @@ def grid(head: Row, rows: Sequence[Row], markdown: bool) -> str:
 
 
 def _title(text: str, markdown: bool) -> str:
-    return f"### {text}\n" if markdown else f"== {text}"
+    return f"### {text}" if markdown else f"== {text}"
+
+
+def _gap(markdown: bool) -> str:
+    """Between a title and its table."""
+    return "\n\n" if markdown else "\n"
 
 
 def _failures(cells: Sequence[Cell], markdown: bool) -> str:
@@ -127,7 +132,7 @@ def _engine(results: Results, markdown: bool) -> str:
         cpu = (seconds_per_gigabyte(ours), seconds_per_gigabyte(theirs))
         rows.append((shape, operation, str(threads), with_range(ours), with_range(theirs), times(ratio(ours, theirs)), *cpu))
     head = ("block", "work", "threads", "Moonpool GB/s", "Mooncake GB/s", "ratio", "Moonpool s/GB", "Mooncake s/GB")
-    return _title("transfer_engine_bench, TCP, 32 blocks a batch", markdown) + "\n" + grid(head, rows, markdown) + _failures(cells, markdown)
+    return _title("transfer_engine_bench, TCP, 32 blocks a batch", markdown) + _gap(markdown) + grid(head, rows, markdown) + _failures(cells, markdown)
 
 
 def _number(cell: Cell, name: str, form: str) -> str:
@@ -145,7 +150,7 @@ def _master(results: Results, markdown: bool) -> str:
         cpu = (_number(cell, "cpu_master_per_million", ".2f"), _number(cell, "cpu_load_per_million", ".2f"))
         rows.append((cell.shape, evicting, cell.operation, str(cell.threads), with_range(cell), microseconds(cell), *cpu, _number(cell, "failed", ".0f")))
     head = ("objects", "evicting", "work", "connections", "keys/s", "p50 / p99 us", "master CPU s/M keys", "generator CPU s/M keys", "failed keys")
-    parts = [_title("The master under its load generator", markdown) + "\n" + grid(head, rows, markdown)]
+    parts = [_title("The master under its load generator", markdown) + _gap(markdown) + grid(head, rows, markdown)]
     if memory:
         parts.append(grid(("objects", "bytes an object beyond its key", "key bytes", "master RSS GiB"), memory, markdown))
     return "\n\n".join(parts) + _failures(results.of_table("master"), markdown)
@@ -157,7 +162,7 @@ def _allocator(results: Results, markdown: bool) -> str:
         shares = (_number(cell, "lost_first", ".2%"), _number(cell, "lost_mean", ".2%"), _number(cell, "lost_worst", ".2%"))
         rows.append((cell.shape, *shares, _number(cell, "allocate_ns", ".0f"), _number(cell, "free_ns", ".0f")))
     head = ("sizes", "lost at the first failure", "mean in churn", "worst in churn", "allocate ns", "free ns")
-    return _title("The allocator, full and churning: share of the segment that is free when an allocation fails", markdown) + "\n" + grid(head, rows, markdown)
+    return _title("The allocator, full and churning: share of the segment that is free when an allocation fails", markdown) + _gap(markdown) + grid(head, rows, markdown)
 
 
 def _wire(results: Results, markdown: bool) -> str:
@@ -166,7 +171,7 @@ def _wire(results: Results, markdown: bool) -> str:
         wire, plain = (results.find("wire", "", shape, 1, operation, side) for side in ("wire", "plain socket"))
         rows.append((shape, operation, with_range(wire), with_range(plain), times(ratio(wire, plain)), microseconds(wire), microseconds(plain)))
     head = ("payload", "work", "wire", "plain socket", "ratio", "wire us", "socket us")
-    return _title("The wire against a plain socket, one process", markdown) + "\n" + grid(head, rows, markdown)
+    return _title("The wire against a plain socket, one process", markdown) + _gap(markdown) + grid(head, rows, markdown)
 
 
 _RENDERERS = {"store": _store, "engine": _engine, "master": _master, "allocator": _allocator, "wire": _wire}
@@ -185,4 +190,4 @@ def targets_table(results: Results, markdown: bool) -> str:
     rows = [
         (verdict.work, verdict.than, verdict.wanted, verdict.measured, "yes" if verdict.reached else f"no, by {verdict.short_by}") for verdict in verdicts
     ]
-    return _title("What was wanted", markdown) + "\n" + grid(("work", "against", "wanted", "measured", "reached"), rows, markdown)
+    return _title("What was wanted", markdown) + _gap(markdown) + grid(("work", "against", "wanted", "measured", "reached"), rows, markdown)
