@@ -22,7 +22,7 @@ class ViewPath::Call {
     std::size_t index = 0;
     GetPath::Location location;
     const GetPath::Location::Copy* copy = nullptr;
-    [[nodiscard]] transfer::ExtentRef extent() const { return {copy->segment.incarnation, copy->offset, location.size, location.version}; }
+    [[nodiscard]] transfer::ExtentRef extent() const { return {copy->segment->incarnation, copy->offset, location.size, location.version}; }
   };
 
   void locate();
@@ -40,7 +40,7 @@ class ViewPath::Call {
 std::vector<Result<View>> ViewPath::Call::run() {
   locate();
   std::map<std::pair<NodeId, net::Endpoint>, std::vector<Item*>> owners;
-  for (auto& item : items_) owners[{item.copy->segment.peer.node, item.copy->segment.peer.endpoint}].push_back(&item);
+  for (auto& item : items_) owners[{item.copy->segment->peer.node, item.copy->segment->peer.endpoint}].push_back(&item);
   for (const auto& [id, work] : owners) {
     const transfer::Peer peer{id.first, id.second};
     std::uint64_t bytes = 0;
@@ -75,7 +75,7 @@ void ViewPath::Call::locate() {
     Item& item = items_.emplace_back(Item{places[i], std::move(*located[i])});
     item.copy = &item.location.copies.front();
     for (const auto& one : item.location.copies) {
-      if (one.segment.peer.node == path_.self_) item.copy = &one;
+      if (one.segment->peer.node == path_.self_) item.copy = &one;
     }
   }
 }
@@ -121,13 +121,13 @@ void ViewPath::Call::get_the_rest() {
   }
   if (keys.empty()) return;
   std::vector<std::vector<std::byte>> memory(keys.size());
-  const auto plan = [&](std::size_t index, std::uint64_t size) -> Result<std::vector<GetPath::Part>> {
+  const auto plan = [&](std::size_t index, std::uint64_t size) -> Result<GetPath::Parts> {
     try {
       memory[index].resize(size);
     } catch (const std::exception&) {
       return {ErrorCode::kBufferOverflow, fmt::format("no memory for an object of {} bytes", size)};
     }
-    return std::vector<GetPath::Part>{{0, size, {memory[index]}}};
+    return GetPath::Parts{{0, size, GetPath::Destination{memory[index]}}};
   };
   const auto results = path_.gets_.get(keys, plan, deadline_);
   for (std::size_t i = 0; i < keys.size(); ++i) {
