@@ -1,7 +1,7 @@
 // The Unix socket of a node: frames of a stranger, and of a peer that has shaken hands, against a real owner; then a ring of any content.
 //
-// The input is cut into datagrams by length bytes. When its first bit is set the handshake is done first, and the rest of each datagram is the
-// message of a well-formed frame whose method is its first byte; what follows the last datagram overwrites slots of the ring.
+// The input is cut into datagrams by length bytes. When its first bit is set the handshake is done first, and the rest of each datagram is
+// the message of a well-formed frame whose method is its first byte; what follows the last datagram overwrites slots of the ring.
 #include <sys/mman.h>
 
 #include <algorithm>
