@@ -26,7 +26,7 @@ struct World {
     board->open(incarnation);
   }
   Owner owner;
-  std::shared_ptr<Board> board = std::move(*Board::create());
+  std::shared_ptr<Board> board = std::move(Board::create()).value();
   Incarnation incarnation;
 };
 
