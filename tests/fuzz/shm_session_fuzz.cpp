@@ -43,7 +43,7 @@ void overwrite_ring(int fd, std::span<const std::uint8_t> input, const World& wo
   if (address == MAP_FAILED) return;
   auto& ring = *static_cast<RingMemory*>(address);
   const auto place = world.board->place_of(world.incarnation);
-  std::memcpy(ring.slots.data(), input.data(), std::min(input.size(), sizeof(ring.slots)));
+  std::memcpy(static_cast<void*>(ring.slots.data()), input.data(), std::min(input.size(), sizeof(ring.slots)));
   for (auto& slot : ring.slots) {  // or nothing would pass the first check
     slot.board_index = place->index;
     if ((slot.board_tag & 1) != 0) slot.board_tag = place->tag;
