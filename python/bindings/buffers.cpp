@@ -84,7 +84,8 @@ void bind_buffers(nb::module_& module) {
   nb::class_<BufferHandle>(
       module, "BufferHandle", nb::type_slots(buffer_slots),
       "The bytes of one object: a read-only look at the pool's own memory where it is shared with this process, else a copy.\n"
-      "Supports the buffer protocol: memoryview(handle), bytes(handle), numpy.frombuffer(handle). Let go of it soon: the pool cannot use that\n"
+      "Supports the buffer protocol: memoryview(handle), bytes(handle), numpy.frombuffer(handle). Let go of it soon: the pool cannot use "
+      "that\n"
       "memory for anything else meanwhile.")
       .def(
           "ptr", [](const BufferHandle& handle) { return reinterpret_cast<std::uint64_t>(handle.bytes().data()); },

@@ -14,9 +14,9 @@
 
 namespace moonpool::python {
 
-// The bytes of one object, readable through the buffer protocol: pinned in the pool, or a copy. It stays valid after close(), and lets go of
-// a pinned object when it ends. Memory views taken from it hold the handle itself; those of a pinned object are read-only, because others read
-// the same memory. In a forked child it is abandoned: the pin is the parent's.
+// The bytes of one object, readable through the buffer protocol: pinned in the pool, or a copy. It stays valid after close(), and lets go
+// of a pinned object when it ends. Memory views taken from it hold the handle itself; those of a pinned object are read-only, because
+// others read the same memory. In a forked child it is abandoned: the pin is the parent's.
 class BufferHandle {
  public:
   explicit BufferHandle(store::View view) : view_(std::move(view)) {}

@@ -63,8 +63,10 @@ class ProcessFaultsTest : public ::testing::Test {
     for (auto at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
     return count;
   }
-  [[nodiscard]] std::unique_ptr<Client> client(std::uint64_t segment_size = 0, milliseconds timeout = seconds(10)) const {
+  [[nodiscard]] std::unique_ptr<Client> client(std::uint64_t segment_size = 0, milliseconds timeout = seconds(10),
+                                               const char* paths = "") const {
     auto options = testing::test_client_options(master_port_, segment_size);
+    options.paths = paths;
     options.operation_timeout = timeout;
     auto made = Client::create(options);
     EXPECT_TRUE(made.ok()) << made.status().to_string();
@@ -204,11 +206,15 @@ TEST_F(ProcessFaultsTest, TheOtherReplicaServesWhenOneNodeIsKilled) {
 TEST_F(ProcessFaultsTest, AStoppedOwnerCostsNoMoreThanTheDeadline) {
   start_master();
   auto node = start_node(test::free_port());
-  const auto user = client(0, milliseconds(1000));
+  const auto user = client(0, milliseconds(1000), "tcp");
+  const auto neighbour = client(0, milliseconds(1000));  // shares memory with the node, and needs no word of it
   // A new master answers "recovering" for as long as this client waits.
   ASSERT_TRUE(test::wait_until([&] { return testing::put_one(*user, "k", pattern("k", 1, 100'000)) == 0; }, Deadline::after(seconds(20))));
   node.signal(SIGSTOP);
   ASSERT_TRUE(test::wait_until([&] { return is_stopped(node.pid()); }, Deadline::after(seconds(10))));
+  if (const auto seen = testing::get_fresh(*neighbour, "k"); seen.ok()) {
+    EXPECT_TRUE(*seen == pattern("k", 1, 100'000));
+  }
   auto start = Deadline::Clock::now();
   const auto got = testing::get_fresh(*user, "k");
   EXPECT_LT(Deadline::Clock::now() - start, milliseconds(3000));

@@ -1,7 +1,7 @@
 // The Unix socket of a node: frames of a stranger, and of a peer that has shaken hands, against a real owner; then a ring of any content.
 //
-// The input is cut into datagrams by length bytes. When its first bit is set the handshake is done first, and the rest of each datagram is the
-// message of a well-formed frame whose method is its first byte; what follows the last datagram overwrites slots of the ring.
+// The input is cut into datagrams by length bytes. When its first bit is set the handshake is done first, and the rest of each datagram is
+// the message of a well-formed frame whose method is its first byte; what follows the last datagram overwrites slots of the ring.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -26,7 +26,7 @@ struct World {
     board->open(incarnation);
   }
   Owner owner;
-  std::shared_ptr<Board> board = std::move(*Board::create());
+  std::shared_ptr<Board> board = std::move(Board::create()).value();
   Incarnation incarnation;
 };
 
@@ -43,7 +43,7 @@ void overwrite_ring(int fd, std::span<const std::uint8_t> input, const World& wo
   if (address == MAP_FAILED) return;
   auto& ring = *static_cast<RingMemory*>(address);
   const auto place = world.board->place_of(world.incarnation);
-  std::memcpy(ring.slots.data(), input.data(), std::min(input.size(), sizeof(ring.slots)));
+  std::memcpy(static_cast<void*>(ring.slots.data()), input.data(), std::min(input.size(), sizeof(ring.slots)));
   for (auto& slot : ring.slots) {  // or nothing would pass the first check
     slot.board_index = place->index;
     if ((slot.board_tag & 1) != 0) slot.board_tag = place->tag;

@@ -181,8 +181,15 @@ void OwnerSession::harvest() {
   if (ring_ == nullptr || ended_) return;
   const std::uint64_t head = ring_->memory().head.load();
   if (head - tail_ > kRingSlots) return;  // no writer of ours: it cannot have announced that many
-  for (std::uint64_t number = tail_; number < head; ++number) look_at(number);
-  while (tail_ < head && ring_->memory().slots[tail_ % kRingSlots].state.load() == SlotState::kFree) ++tail_;
+  for (std::uint64_t number = tail_; number < head; ++number) {
+    if (!freed_[number % kRingSlots]) look_at(number);
+  }
+  for (; tail_ < head && freed_[tail_ % kRingSlots]; ++tail_) freed_.reset(tail_ % kRingSlots);
+}
+
+void OwnerSession::free_slot(std::uint64_t number) {
+  freed_.set(number % kRingSlots);
+  ring_->memory().slots[number % kRingSlots].state.store(SlotState::kFree);
 }
 
 void OwnerSession::look_at(std::uint64_t number) {
@@ -198,11 +205,11 @@ void OwnerSession::look_at(std::uint64_t number) {
       break;
     case SlotState::kComplete:
       if (writer || admit(number)) publish(number);
-      slot.state.store(SlotState::kFree);
+      free_slot(number);
       break;
     case SlotState::kLeft:
       writer.reset();
-      slot.state.store(SlotState::kFree);
+      free_slot(number);
       break;
     default:
       break;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <array>
+#include <bitset>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -62,6 +63,7 @@ class OwnerSession {
   Answer pin(const net::FrameHeader& header, std::span<const std::byte> message);
   void unpin(std::span<const std::byte> message);
   void look_at(std::uint64_t number);
+  void free_slot(std::uint64_t number);
   bool admit(std::uint64_t number);
   void publish(std::uint64_t number);
 
@@ -72,7 +74,9 @@ class OwnerSession {
 
   std::mutex mutex_;  // guards what follows; held while the owner's methods are called
   std::shared_ptr<Ring> ring_;
-  std::uint64_t tail_ = 0;                                     // the oldest slot that is not free
+  std::uint64_t tail_ = 0;  // the oldest slot that was not freed here
+  // Freed out of turn, from tail_ on. Not read from the ring: a slot that is freed may be announced anew at once.
+  std::bitset<kRingSlots> freed_;
   std::array<std::optional<Owner::Pin>, kRingSlots> writers_;  // by slot: what is admitted
   bool ended_ = false;
 };
