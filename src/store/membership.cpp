@@ -211,7 +211,9 @@ Status Membership::attend() {
   request.set_node_id(options_.identity.node_id.to_bytes());
   request.set_term(term_.value);
   wire::Empty reply;
-  MOONPOOL_RETURN_IF_ERROR((*lane)->call(wire::METHOD_ATTEND, request, reply, Deadline::after(kConnectTimeout)));
+  // A master of an older release does not know of it, and finds out by the heartbeat alone.
+  const Status status = (*lane)->call(wire::METHOD_ATTEND, request, reply, Deadline::after(kConnectTimeout));
+  if (!status.ok() && status.code() != ErrorCode::kNotSupported) return status;
   attendance_ = std::move(*lane);
   return {};
 }
