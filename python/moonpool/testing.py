@@ -114,6 +114,7 @@ def unit_tests(preset: str, label: str = "") -> Outcome:
 
 def fuzz_runs() -> Outcome:
     """Some seconds of every fuzzer: those that the asan preset has built, and those in Python. Crashing inputs stay in .cache/fuzz."""
+    ensure_requirements("test", packages.TEST_REQUIREMENTS)
     outcome = Outcome()
     artifacts = LOGS.parent / "fuzz"
     artifacts.mkdir(parents=True, exist_ok=True)
