@@ -1,11 +1,11 @@
 // What the machine itself gives, without any of our code: memcpy, and a plain socket between two processes over loopback.
 //
-//   plain_baseline memcpy|write|read|roundtrip BYTES THREADS SECONDS
+//   plain_baseline memcpy|write|read|roundtrip BYTES THREADS SECONDS [BATCH PIECES]
 // prints one JSON line: rate (GB/s, or round trips a second), p50_us and p99_us of one copy or exchange, bytes, cpu_client, cpu_storage
 // (s).
 //
-// memcpy: BYTES at a time from the same source into the next place of 256 MiB that were touched before, so the source is in cache if it
-// fits and the destination is not: what a put has to do at least. write: BYTES to the peer, which answers one byte; read: one byte to the
+// memcpy: what a put of a batch has to do at least: BYTES at a time in PIECES pieces, from the next of BATCH places (1 unless told) of each
+// thread's own source into the next place of 1 GiB, all of it touched before. write: BYTES to the peer, which answers one byte; read: one byte to the
 // peer, which answers BYTES; roundtrip: BYTES both ways. Each thread has its own connection; the peer is a forked process with a thread for
 // each of them. Blocking send and recv, TCP_NODELAY, no frame, no checksum.
 #include <netinet/in.h>
@@ -33,13 +33,15 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::size_t kCopySpace = 256U << 20;
+constexpr std::size_t kCopySpace = std::size_t{1} << 30;
 
 struct Work {
   std::string what;
   std::size_t bytes;
   std::size_t threads;
   double seconds;
+  std::size_t batch = 1;
+  std::size_t pieces = 1;
 };
 
 struct Outcome {
@@ -137,13 +139,17 @@ double run_threads(const Work& work, std::vector<Outcome>& outcomes, const std::
 void copy(const Work& work) {
   const std::size_t space = std::max(kCopySpace / work.threads, work.bytes);
   std::byte* const destination = map_touched(space * work.threads);
-  std::byte* const source = map_touched(work.bytes * work.threads);
+  const std::size_t sources = work.bytes * work.batch;
+  std::byte* const source = map_touched(sources * work.threads);
   std::vector<Outcome> outcomes(work.threads);
   const double cpu = run_threads(work, outcomes, [&](std::size_t t) {
-    return [&work, space, from = source + t * work.bytes, to = destination + t * space, at = std::size_t{0}]() mutable {
-      std::memcpy(to + at, from, work.bytes);
-      asm volatile("" : : "r"(to + at) : "memory");
-      at = at + 2 * work.bytes <= space ? at + work.bytes : 0;
+    return [&work, space, sources, source = source + t * sources, target = destination + t * space, from = std::size_t{0},
+            to = std::size_t{0}]() mutable {
+      const std::size_t piece = work.bytes / work.pieces;
+      for (std::size_t i = 0; i < work.pieces; ++i) std::memcpy(target + to + i * piece, source + from + i * piece, piece);
+      asm volatile("" : : "r"(target + to) : "memory");
+      from = from + 2 * work.bytes <= sources ? from + work.bytes : 0;
+      to = to + 2 * work.bytes <= space ? to + work.bytes : 0;
     };
   });
   report(work, outcomes, cpu, 0);
@@ -219,15 +225,19 @@ void exchange(const Work& work) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string_view what = argc == 5 ? argv[1] : "";
+  const std::string_view what = argc == 5 || argc == 7 ? argv[1] : "";
   if (what != "memcpy" && what != "write" && what != "read" && what != "roundtrip") {
-    std::fprintf(stderr, "usage: plain_baseline memcpy|write|read|roundtrip BYTES THREADS SECONDS\n");
+    std::fprintf(stderr, "usage: plain_baseline memcpy|write|read|roundtrip BYTES THREADS SECONDS [BATCH PIECES]\n");
     return 2;
   }
-  const Work work{std::string(what), std::strtoull(argv[2], nullptr, 10), std::strtoull(argv[3], nullptr, 10),
-                  std::strtod(argv[4], nullptr)};
-  if (work.bytes == 0 || work.threads == 0 || work.threads > 1024 || work.seconds <= 0) {
-    std::fprintf(stderr, "plain_baseline: BYTES, THREADS (at most 1024) and SECONDS have to be positive numbers\n");
+  Work work{std::string(what), std::strtoull(argv[2], nullptr, 10), std::strtoull(argv[3], nullptr, 10), std::strtod(argv[4], nullptr)};
+  if (argc == 7) {
+    work.batch = std::strtoull(argv[5], nullptr, 10);
+    work.pieces = std::strtoull(argv[6], nullptr, 10);
+  }
+  if (work.bytes == 0 || work.threads == 0 || work.threads > 1024 || work.seconds <= 0 || work.batch == 0 || work.pieces == 0 ||
+      work.bytes % work.pieces != 0) {
+    std::fprintf(stderr, "plain_baseline: BYTES (a multiple of PIECES), THREADS (at most 1024), SECONDS and BATCH have to be positive\n");
     return 2;
   }
   what == "memcpy" ? copy(work) : exchange(work);

@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
@@ -86,6 +87,16 @@ struct Shape {
   [[nodiscard]] std::size_t bytes() const { return objects * pieces * piece; }
 };
 
+// Page-aligned, as engines' memory is.
+template <typename T>
+struct PageAllocator {
+  using value_type = T;
+  static T* allocate(std::size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{4096})); }
+  static void deallocate(T* memory, std::size_t) { ::operator delete(memory, std::align_val_t{4096}); }
+  bool operator==(const PageAllocator&) const = default;
+};
+using Memory = std::vector<std::byte, PageAllocator<std::byte>>;
+
 // One shape's memory: sources and destinations of a batch.
 struct Batch {
   explicit Batch(const Shape& its) : shape(its), from(its.bytes(), std::byte{1}), to(its.bytes(), std::byte{2}) {
@@ -107,7 +118,7 @@ struct Batch {
   }
 
   const Shape shape;
-  std::vector<std::byte> from, to;
+  Memory from, to;
   std::vector<ConstBytes> sources;
   std::vector<MutableBytes> targets;
   std::vector<std::span<const ConstBytes>> source_lists;

@@ -100,9 +100,9 @@ class Iperf:
         return {"rate": rate, "cpu_server": cpu_seconds(self.component.pid) - before}
 
 
-def plain(program: Path, what: str, bytes_each: int, threads: int, seconds: float) -> dict[str, float]:
-    """One round of bench/plain_baseline.cpp: `what` is memcpy, write, read or roundtrip."""
-    argv: list[str | Path] = [program, what, str(bytes_each), str(threads), str(seconds)]
+def plain(program: Path, what: str, bytes_each: int, threads: int, seconds: float, batch: int = 1, pieces: int = 1) -> dict[str, float]:
+    """One round of bench/plain_baseline.cpp: `what` is memcpy, write, read or roundtrip; a memcpy goes through `batch` sources, in `pieces` pieces."""
+    argv: list[str | Path] = [program, what, str(bytes_each), str(threads), str(seconds), str(batch), str(pieces)]
     answer: dict[str, Any] = json.loads(run_tool(argv))
     return {name: float(value) for name, value in answer.items()}
 

@@ -57,7 +57,7 @@ def compare(folder: Path, baseline: Path) -> Iterator[Comparison]:
                 for operation, exchange in (("put", "write"), ("get", "read")):
                     found.setdefault(operation, []).append(_part(client, shape, operation))
                     found.setdefault(exchange, []).append(plain(baseline, exchange, shape.object_bytes, THREADS, SECONDS / 2)["rate"])
-                found.setdefault("memcpy", []).append(plain(baseline, "memcpy", shape.object_bytes, THREADS, SECONDS / 2)["rate"])
+                found.setdefault("memcpy", []).append(plain(baseline, "memcpy", shape.object_bytes, THREADS, SECONDS / 2, shape.batch, shape.pieces)["rate"])
                 if shape.small:
                     found.setdefault("exist", []).append(_part(client, shape, "exist") / shape.batch)
                     found.setdefault("roundtrip", []).append(plain(baseline, "roundtrip", KIB, THREADS, SECONDS / 2)["rate"])

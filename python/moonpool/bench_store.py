@@ -164,7 +164,8 @@ class StoreTable:
 
     def _plain(self, contest: Contest, operation: str, what: str, name: str, size: int, seconds: float) -> None:
         unit = "round trips/s" if what == "roundtrip" else "GB/s"
-        record = plain(self.baseline, what, size, contest.threads, seconds)
+        shape = contest.shape
+        record = plain(self.baseline, what, size, contest.threads, seconds, *((shape.batch, shape.pieces) if what == "memcpy" else ()))
         if what == "roundtrip":
             record.pop("bytes")
         contest.cell(operation, name, unit).rounds.append(record)

@@ -50,6 +50,15 @@ static_assert(sizeof(ChunkState) == sizeof(XXH3_state_t) && alignof(ChunkState) 
 
 void ChunkState::reset() { kernel().reset(state_.data()); }
 void ChunkState::update(std::span<const std::byte> bytes) { kernel().update(state_.data(), bytes.data(), bytes.size()); }
+std::size_t ChunkState::stream(std::byte* to, std::span<const std::byte> bytes) {
+  constexpr std::size_t kStripe = 64;
+  const std::size_t size = bytes.size() / kStripe * kStripe;
+  // An update() always leaves something in the library's buffer.
+  const bool only_stripes = reinterpret_cast<const XXH3_state_t*>(state_.data())->bufferedSize == 0;
+  if (kernel().stream == nullptr || !only_stripes || size == 0 || reinterpret_cast<std::uintptr_t>(to) % kStripe != 0) return 0;
+  kernel().stream(state_.data(), to, bytes.data(), size);
+  return size;
+}
 std::uint64_t ChunkState::digest() const { return kernel().digest(state_.data()); }
 
 struct ChunkHasher::State {

@@ -45,6 +45,27 @@ TEST(ChecksumTest, EveryInstructionSetGivesTheLibrarysValue) {
   }
 }
 
+TEST(ChecksumTest, EveryInstructionSetStreamsTheSameValueFromAnyStripeOn) {
+  const auto bytes = random_bytes(5000);
+  std::vector<const ChecksumKernel*> kernels;
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) kernels.push_back(&kAvx2Kernel);
+  if (__builtin_cpu_supports("avx512f")) kernels.push_back(&kAvx512Kernel);
+#endif
+  for (const auto* kernel : kernels) {
+    for (const std::size_t first : {std::size_t{0}, std::size_t{64}, std::size_t{1024}, std::size_t{1088}, std::size_t{2048}}) {
+      alignas(64) std::array<std::byte, 4096> copy{};
+      XXH3_state_t state;
+      kernel->reset(&state);
+      kernel->stream(&state, copy.data(), bytes.data(), first);
+      kernel->stream(&state, copy.data() + first, bytes.data() + first, 4096 - first);
+      kernel->update(&state, bytes.data() + 4096, bytes.size() - 4096);
+      EXPECT_EQ(kernel->digest(&state), XXH3_64bits(bytes.data(), bytes.size())) << "after " << first;
+      EXPECT_EQ(std::memcmp(copy.data(), bytes.data(), copy.size()), 0);
+    }
+  }
+}
+
 TEST(ChecksumTest, TheRootOfOneChunkIsItsChecksumAndOfMoreTheirHash) {
   const std::vector<std::uint64_t> one{42};
   EXPECT_EQ(root_of(one), 42U);

@@ -4,6 +4,7 @@
 // hashes the chunk in the segment first. A view is a pin. Threads: any. The owner must outlive it; views keep what they need of it.
 #pragma once
 
+#include "transfer/copy_and_hash.h"
 #include "transfer/owner.h"
 #include "transfer/transport.h"
 
@@ -21,8 +22,8 @@ class LocalTransport final : public Transport {
   void view(const Peer& peer, std::span<ViewOperation> operations, Deadline deadline) override;
 
  private:
-  Status write_one(WriteOperation& operation, Deadline deadline);
-  Status read_one(const ReadOperation& operation, Deadline deadline);
+  Status write_one(WriteOperation& operation, Stores stores, Deadline deadline);
+  Status read_one(const ReadOperation& operation, Stores stores, Deadline deadline);
 
   Owner& owner_;
   const NodeId self_;

@@ -101,7 +101,7 @@ void give_up(PeerLink& link, Outgoing& item, Status status) {
   if (link.ring().leave(item.number)) link.nudge();
 }
 
-void write_one(PeerLink& link, Outgoing& item, std::vector<std::uint64_t>& checksums, Deadline deadline) {
+void write_one(PeerLink& link, Outgoing& item, Stores stores, std::vector<std::uint64_t>& checksums, Deadline deadline) {
   WriteOperation& operation = *item.operation;
   const ExtentRef& extent = operation.extent;
   if (Status status = link.board().permits(item.segment->place(), extent.offset, extent.version); !status.ok()) {
@@ -117,7 +117,7 @@ void write_one(PeerLink& link, Outgoing& item, std::vector<std::uint64_t>& check
       return give_up(link, item, {ErrorCode::kStaleTerm, "shared memory write: the grant was retired while its bytes were copied"});
     }
     if (deadline.expired()) return give_up(link, item, out_of_time("write"));
-    checksums.push_back(gather_chunk(source, memory.subspan(at, std::min(kChecksumChunk, memory.size() - at))));
+    checksums.push_back(gather_chunk(source, memory.subspan(at, std::min(kChecksumChunk, memory.size() - at)), stores));
     MOONPOOL_SYNC_POINT("shm.write.chunk_copied");
   }
   operation.checksum = root_of(checksums);
@@ -143,6 +143,7 @@ std::size_t announce(PeerLink& link, std::span<Outgoing> rest, Deadline deadline
 void shm_write(PeerLink& link, std::span<WriteOperation> operations, Deadline deadline) {
   auto batch = select(link, operations, deadline);
   auto rest = std::span(batch);
+  const Stores stores = stores_for(std::span<const WriteOperation>(operations));
   std::vector<std::uint64_t> checksums;
   while (!rest.empty()) {
     const std::size_t count = announce(link, rest, deadline);
@@ -150,7 +151,7 @@ void shm_write(PeerLink& link, std::span<WriteOperation> operations, Deadline de
     MOONPOOL_SYNC_POINT("shm.write.announced");
     std::uint64_t bytes = 0;
     for (auto& item : rest.first(count)) {
-      write_one(link, item, checksums, deadline);
+      write_one(link, item, stores, checksums, deadline);
       bytes += item.operation->extent.length;
     }
     link.note_written(count, bytes);
@@ -173,7 +174,8 @@ struct Incoming {
 };
 
 // Nullopt: the bytes are not those that the master describes, or not whole any more.
-std::optional<Status> read_unpinned(PeerLink& link, const Incoming& item, std::vector<std::uint64_t>& checksums, Deadline deadline) {
+std::optional<Status> read_unpinned(PeerLink& link, const Incoming& item, Stores stores, std::vector<std::uint64_t>& checksums,
+                                    Deadline deadline) {
   const ReadOperation& operation = *item.operation;
   if (operation.length != operation.extent.length || link.board().maybe_retired(operation.extent.offset, operation.extent.version))
     return {};
@@ -183,7 +185,7 @@ std::optional<Status> read_unpinned(PeerLink& link, const Incoming& item, std::v
   checksums.clear();
   for (std::size_t at = 0; at < memory.size(); at += kChecksumChunk) {
     if (deadline.expired()) return out_of_time("read");
-    checksums.push_back(scatter_chunk(memory.subspan(at, std::min(kChecksumChunk, memory.size() - at)), destination));
+    checksums.push_back(scatter_chunk(memory.subspan(at, std::min(kChecksumChunk, memory.size() - at)), destination, stores));
     MOONPOOL_SYNC_POINT("shm.read.chunk_copied");
   }
   if (root_of(checksums) != operation.checksum) return {};
@@ -196,42 +198,13 @@ PeerLink::PinWanted pin_for(const ReadOperation& operation) {
   return {operation.extent, first, end - first};
 }
 
-Status read_pinned(const Incoming& item, std::span<const std::uint64_t> checksums, bool verify, Deadline deadline) {
-  const ReadOperation& operation = *item.operation;
-  item.segment->prepare(operation.extent.offset, operation.extent.length);
-  const ConstBytes memory = item.segment->bytes().subspan(operation.extent.offset, operation.extent.length);
-  if (verify && operation.length == memory.size() && root_of(checksums) != operation.checksum) {
-    return {ErrorCode::kChecksumMismatch, "shared memory read: the extent is not the one that the master describes (root checksum)"};
-  }
-  const std::uint64_t first = operation.start / kChecksumChunk;
-  PieceCursor<MutableBytes> destination(operation.destination);
-  const std::uint64_t end = operation.start + operation.length;
-  for (std::uint64_t at = operation.start; at < end;) {
-    if (deadline.expired()) return out_of_time("read");
-    const std::uint64_t index = at / kChecksumChunk;
-    const auto chunk =
-        memory.subspan(index * kChecksumChunk, std::min<std::uint64_t>(kChecksumChunk, memory.size() - index * kChecksumChunk));
-    if (verify && checksum(chunk) != checksums[index - first]) {
-      return {ErrorCode::kChecksumMismatch,
-              "shared memory read: the segment's memory changed since it was written (chunk " + std::to_string(index) + ")"};
-    }
-    const std::uint64_t stop = std::min<std::uint64_t>(end, index * kChecksumChunk + chunk.size());
-    const std::byte* from = memory.data() + at;
-    destination.take(stop - at, [&](MutableBytes part) {
-      std::copy_n(from, part.size(), part.data());
-      from += part.size();
-    });
-    at = stop;
-  }
-  return {};
-}
-
 }  // namespace
 
 void shm_read(const std::shared_ptr<PeerLink>& link, std::span<ReadOperation> operations, bool verify, Deadline deadline) {
   Segments segments(*link, deadline);
   std::vector<Incoming> pinned;
   std::vector<std::uint64_t> checksums;
+  const Stores stores = stores_for(std::span<const ReadOperation>(operations));
   for (auto& operation : operations) {
     operation.status = check_operation(operation);
     if (!operation.status.ok() || operation.length == 0) continue;
@@ -242,7 +215,7 @@ void shm_read(const std::shared_ptr<PeerLink>& link, std::span<ReadOperation> op
     }
     Incoming item{&operation, std::move(*segment)};
     if (verify) {
-      if (auto outcome = read_unpinned(*link, item, checksums, deadline)) {
+      if (auto outcome = read_unpinned(*link, item, stores, checksums, deadline)) {
         operation.status = std::move(*outcome);
         continue;
       }
@@ -259,7 +232,13 @@ void shm_read(const std::shared_ptr<PeerLink>& link, std::span<ReadOperation> op
     pinned[i].operation->status = outcomes[i].status;
     if (!outcomes[i].status.ok()) continue;
     held.push_back(outcomes[i].pin);
-    pinned[i].operation->status = read_pinned(pinned[i], outcomes[i].checksums, verify, deadline);
+    const ExtentRef& extent = pinned[i].operation->extent;
+    pinned[i].segment->prepare(extent.offset, extent.length);
+    pinned[i].operation->status = read_pinned({.path = "shared memory",
+                                               .memory = pinned[i].segment->bytes().subspan(extent.offset, extent.length),
+                                               .checksums = outcomes[i].checksums,
+                                               .verify = verify},
+                                              *pinned[i].operation, stores, deadline);
   }
   if (!held.empty()) link->unpin(held);
 }
