@@ -140,8 +140,9 @@ bool Catalogue::has_writer(const std::function<bool(const Extent&)>& which) cons
 
 std::vector<CatalogueEntry> Catalogue::entries() const {
   std::vector<CatalogueEntry> all;
-  all.reserve(complete_.size());
+  all.reserve(complete_.size() + leaving_.size());
   for (const auto& [offset, extent] : complete_) all.push_back({extent.key, offset, extent.length, extent.version, extent.root});
+  for (const auto& [offset, extent] : leaving_) all.push_back({{}, offset, extent.length, extent.version, extent.root});
   return all;
 }
 

@@ -34,6 +34,8 @@ class SegmentMemory {
   [[nodiscard]] MutableBytes bytes() const { return bytes_; }
   // To be sent to a peer; -1 when this memory cannot be shared.
   [[nodiscard]] int fd() const { return shared_.fd(); }
+  // By a caller, who frees it.
+  [[nodiscard]] bool lent() const { return !mapped_; }
   // The background touch has reached what was asked for, with its lead (or was never needed).
   [[nodiscard]] bool touched() const { return touched_.load(std::memory_order_acquire) >= wanted_.load(std::memory_order_acquire); }
   // Bytes up to `end` are about to be written: keeps the lead. Two atomic loads when there is nothing to do.
