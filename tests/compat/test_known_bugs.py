@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from compat_programs import MIB, Master, Program, run_python, set_up, stopped, wait_until
+from compat_programs import MIB, Master, Node, run_python, set_up, stopped, wait_until
 from mooncake.store import MooncakeDistributedStore, ReplicateConfig
 
 INVALID = -600
@@ -320,22 +320,12 @@ print("putting", flush=True)
 store.put_from("contested", at, 64 << 20)
 """
 
-NODE = """
-import signal
-from mooncake.store import MooncakeDistributedStore
-store = MooncakeDistributedStore()
-assert store.setup("127.0.0.1", "P2PHANDSHAKE", 256 << 20, 0, "tcp", "", {address!r}) == 0
-print(store.get_hostname(), flush=True)
-signal.sigwait([signal.SIGTERM])
-"""
-
 
 def test_the_key_of_a_killed_writer_is_writable_as_soon_as_its_death_is_known(tmp_path, monkeypatch) -> None:
     """Between PutStart and commit: the only node is stopped while the writer sends to it."""
     ttl = 3
     master = Master(tmp_path, f"--client_ttl={ttl}")
-    node = Program([sys.executable, "-c", NODE.format(address=master.address)], tmp_path / "node.log")
-    node.ready(lambda: ":" in node.log.read_text())
+    node = Node(tmp_path, master.address, 256 * MIB)
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER.format(address=master.address)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
