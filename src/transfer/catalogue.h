@@ -15,6 +15,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/ids.h"
@@ -73,6 +74,8 @@ class Catalogue {
 
   // The complete extents, and, without a key, those that are only held up by readers.
   [[nodiscard]] std::vector<CatalogueEntry> entries() const;
+  // Offset and length of every extent that somebody reads, ordered.
+  [[nodiscard]] std::vector<std::pair<std::uint64_t, std::uint64_t>> read() const;
   [[nodiscard]] std::uint64_t extents() const { return complete_.size(); }
   [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
 

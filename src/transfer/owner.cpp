@@ -88,6 +88,20 @@ struct Owner::Segment {
     const std::scoped_lock lock(mutex);
     return catalogue.has_writers();
   }
+  // Once it is closed and its writers have left: nobody new comes.
+  void free_unread_memory() {
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> read;
+    {
+      const std::scoped_lock lock(mutex);
+      read = catalogue.read();
+    }
+    std::uint64_t at = 0;
+    read.emplace_back(memory->bytes().size(), 0);
+    for (const auto& [offset, length] : read) {
+      memory->discard(at, offset - at);
+      at = offset + length;
+    }
+  }
 
   const Incarnation incarnation;
   const std::shared_ptr<SegmentMemory> memory;
@@ -251,9 +265,16 @@ Status Owner::unmount(const Incarnation& incarnation, Deadline deadline) {
 }
 
 Result<Incarnation> Owner::remount(const Incarnation& incarnation, Deadline deadline) {
-  auto memory = impl_->withdraw(incarnation, true, deadline);
+  const auto segment = impl_->find(incarnation);
+  if (segment == nullptr) return Impl::stale(incarnation);
+  const bool may_be_replaced = !segment->memory->lent();
+  auto memory = impl_->withdraw(incarnation, true, may_be_replaced ? deadline.sooner(kReaderPatience) : deadline);
+  if (memory.ok()) return impl_->add(std::move(*memory));
+  if (memory.code() != ErrorCode::kRpcTimeout || !may_be_replaced) return memory.status();
+  memory = impl_->withdraw(incarnation, false, deadline);
   if (!memory.ok()) return memory.status();
-  return impl_->add(std::move(*memory));
+  segment->free_unread_memory();
+  return mount((*memory)->bytes().size());
 }
 
 void Owner::attach(std::shared_ptr<RemoteWriters> writers) {

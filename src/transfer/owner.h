@@ -19,6 +19,7 @@
 // serves it. Pins keep their segment's memory mapped, so one that is late is late, never a crash (lent memory excepted).
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -67,6 +68,8 @@ class SegmentMemory;
 
 class Owner {
  public:
+  static constexpr std::chrono::seconds kReaderPatience{1};
+
   Owner();
   ~Owner();
   Owner(const Owner&) = delete;
@@ -80,7 +83,9 @@ class Owner {
   // are not waited for: it is freed when the last has left. kStaleIncarnation when it is not mounted; kRpcTimeout when somebody has not
   // left in time: all further access is refused already, and the call may be repeated.
   Status unmount(const Incarnation& incarnation, Deadline deadline);
-  // The same memory, emptied, under a new incarnation: the old one was fenced by the master. Waits for readers too. Errors as unmount().
+  // The same memory, emptied, under a new incarnation: the old one was fenced by the master. Readers are waited for, but not longer than
+  // kReaderPatience when the memory was mapped by us: views last as long as their users like, so they keep their pages, and the segment
+  // goes on with other memory in place of the old. Errors as unmount(), and mount().
   [[nodiscard]] Result<Incarnation> remount(const Incarnation& incarnation, Deadline deadline);
   [[nodiscard]] std::vector<SegmentStatus> segments() const;
 

@@ -353,6 +353,29 @@ TEST_F(OwnerTest, RemountGivesTheSameMemoryEmptyUnderANewNameOnceReadersHaveLeft
   EXPECT_TRUE(put(extent(0, 100, 3), std::byte{3}).ok()) << "the new mounting follows the current term";
 }
 
+TEST_F(OwnerTest, ARemountLeavesViewsTheirBytesAndGoesOnWithOtherMemory) {
+  const std::uint64_t page = 4096;
+  const auto viewed = extent(page + 10, 5 * page, 1);
+  const auto retired = extent(20 * page, 100, 2);
+  ASSERT_TRUE(put(viewed, std::byte{1}).ok() && put(retired, std::byte{2}).ok() && put(extent(40 * page, 100, 3), std::byte{3}).ok());
+  const auto* const old = reinterpret_cast<const std::byte*>(owner_.segments()[0].base);
+  const auto size = owner_.segments()[0].size;
+  auto view = owner_.begin_read(viewed);
+  auto leaving = owner_.begin_read(retired);
+  ASSERT_TRUE(view.ok() && leaving.ok());
+  EXPECT_EQ(retire(7, retired, now()), Sequences{});
+  const auto fresh = owner_.remount(incarnation_, soon());
+  ASSERT_TRUE(fresh.ok()) << fresh.status().to_string();
+  EXPECT_EQ(owner_.segments()[0].size, size);
+  EXPECT_NE(reinterpret_cast<const std::byte*>(owner_.segments()[0].base), old);
+  EXPECT_EQ(owner_.begin_read(viewed).code(), ErrorCode::kStaleIncarnation);
+  incarnation_ = *fresh;
+  for (const auto& ref : {extent(page + 10, 5 * page, 4), extent(20 * page, 100, 5)}) EXPECT_TRUE(put(ref, std::byte{9}).ok());
+  EXPECT_TRUE(std::ranges::all_of(view->memory(), [](std::byte b) { return b == std::byte{1}; }));
+  EXPECT_TRUE(std::ranges::all_of(leaving->memory(), [](std::byte b) { return b == std::byte{2}; }));
+  EXPECT_EQ(old[40 * page], std::byte{0}) << "what nobody looks at was given back";
+}
+
 TEST_F(OwnerTest, LentMemoryIsServedInPlace) {
   std::vector<std::byte> mine(1000);
   const auto lent = owner_.mount(mine);

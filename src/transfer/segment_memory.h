@@ -40,8 +40,12 @@ class SegmentMemory {
   [[nodiscard]] bool touched() const { return touched_.load(std::memory_order_acquire) >= wanted_.load(std::memory_order_acquire); }
   // Bytes up to `end` are about to be written: keeps the lead. Two atomic loads when there is nothing to do.
   void want(std::size_t end);
+  // Gives the whole pages of this range back to the system, in all processes that share them, and touches nothing any more. For memory that
+  // is about to go, but for what some still look at.
+  void discard(std::uint64_t offset, std::uint64_t length);
 
  private:
+  void stop_touching();
   SegmentMemory(SharedMemory shared, MutableBytes bytes, bool mapped);
   void touch();
 

@@ -15,11 +15,12 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 
 import numpy
 import pytest
-from compat_programs import MIB, Master, Node, http_ok, run_python, set_up, wait_until
+from compat_programs import MIB, Master, Node, http_ok, run_python, set_up, stopped, wait_until
 from mooncake.store import BufferHandle, ReplicateConfig
 
 KIB = 1 << 10
@@ -200,6 +201,11 @@ def test_what_was_viewed_can_be_put_again(store) -> None:
 # ---------------------------------------------------------------- the object goes, the view stays
 
 
+def http_text(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read()
+
+
 def known_to(master: Master, key: str) -> bool:
     """Asked without a lease, which would keep it."""
     return http_ok(f"http://127.0.0.1:{master.admin_port}/query_key?key={key}")
@@ -286,6 +292,29 @@ def test_bytes_stay_when_the_master_forgets_that_they_are_viewed(tmp_path, monke
         assert [bytes(handle) for handle in handles] == list(values.values())
         del handles
         wait_for_room(store, POOL - 3 * MIB, "the space of the views is used again")
+    finally:
+        store.close()
+        for program in (node, master):
+            program.kill()
+
+
+def test_a_fenced_node_comes_back_although_its_old_memory_is_viewed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MOONPOOL_OPERATION_TIMEOUT_MS", "3000")
+    master = Master(tmp_path, "--client_ttl=1", "--default_kv_lease_ttl=500")
+    node = Node(tmp_path, master.address, POOL)
+    store = set_up(master.address, segment=0)
+    try:
+        value = os.urandom(MIB)
+        assert store.put("k", value) == 0
+        handle = store.get_buffer("k")
+        assert pinned(handle)
+        with stopped(node):
+            wait_until(lambda: store.is_exist("k") == 0, "the master has given the silent node up")
+            wait_until(lambda: b'"fenced":0' not in http_text(f"http://127.0.0.1:{master.admin_port}/status"), "and fenced its segment")
+        wait_until(lambda: store.put("after", b"x" * MIB) == 0, "the node is back", 20)
+        fill(store, 3 * POOL // MIB)
+        assert bytes(handle) == value
+        assert store.is_exist("k") == 0
     finally:
         store.close()
         for program in (node, master):
