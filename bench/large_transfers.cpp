@@ -5,13 +5,9 @@
 // MiB, or vLLM's shape (24 objects of 30 pieces of 96 KiB per call). Space is emptied between measurements, outside the timed part. Prints
 // GB/s, the ratio to iperf3 of the same round (median over rounds), and CPU seconds per GB of both processes.
 //   large_transfers [--rounds 5] [--seconds 0.4] [--threads 1,4,16] [--only text] [--no-iperf]
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <signal.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -26,9 +22,10 @@
 #include <vector>
 
 #include "base/logging.h"
+#include "child_process.h"
 #include "master/master.h"
 #include "net/server.h"
-#include "net/socket.h"
+#include "plain_socket.h"
 #include "store/client.h"
 #include "transfer/owner.h"
 #include "transfer/tcp/tcp_transport.h"
@@ -72,125 +69,33 @@ Deadline soon() { return Deadline::after(std::chrono::seconds(30)); }
 
 // ---------------------------------------------------------------- children
 
-// A process that serves something, and answers each line of commands with one line.
-class Child {
- public:
-  // `serve` gets the descriptors of its end: reads commands of one byte, answers `Answer`s.
-  using Serve = std::function<void(int in, int out)>;
-
-  explicit Child(const Serve& serve) {
-    int down[2];
-    int up[2];
-    if (::pipe(down) != 0 || ::pipe(up) != 0) die("pipe");
-    pid_ = ::fork();
-    if (pid_ == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      serve(down[0], up[1]);
-      ::_exit(0);
-    }
-    in_ = up[0];
-    out_ = down[1];
-  }
-  ~Child() {
-    ::kill(pid_, SIGKILL);
-    ::waitpid(pid_, nullptr, 0);
-  }
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
-
-  template <typename T>
-  T read_value() const {
-    T value{};
-    if (::read(in_, &value, sizeof value) != sizeof value) die("a child process has gone");
-    return value;
-  }
-  // Empties what it holds.
-  void empty() const {
-    if (::write(out_, "e", 1) != 1) die("a child process has gone");
-    (void)read_value<char>();
-  }
-  [[nodiscard]] double cpu_seconds() const {
-    clockid_t clock{};
-    timespec time{};
-    if (::clock_getcpuclockid(pid_, &clock) != 0 || ::clock_gettime(clock, &time) != 0) return 0;
-    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
-  }
-
- private:
-  pid_t pid_ = 0;
-  int in_ = -1;
-  int out_ = -1;
-};
-
-template <typename T>
-void tell(int out, const T& value) {
-  if (::write(out, &value, sizeof value) != sizeof value) ::_exit(1);
-}
-
-void answer_commands(int in, int out, const std::function<void()>& empty) {
-  for (char command = 0; ::read(in, &command, 1) == 1;) {
-    empty();
-    tell(out, 'k');
-  }
-}
-
-void send_all(int fd, const std::byte* data, std::size_t size) {
-  while (size > 0) {
-    const ssize_t sent = ::send(fd, data, size, MSG_NOSIGNAL);
-    if (sent <= 0) ::_exit(1);
-    data += sent;
-    size -= static_cast<std::size_t>(sent);
-  }
-}
-
-bool receive_all(int fd, std::byte* data, std::size_t size) {
-  while (size > 0) {
-    const ssize_t got = ::recv(fd, data, size, 0);
-    if (got <= 0) return false;
-    data += got;
-    size -= static_cast<std::size_t>(got);
-  }
-  return true;
-}
-
 // Every connection begins with its direction ('w' or 'r') and the transfer's size; then each transfer is that many bytes one way and one
 // byte the other, into and from memory of its own.
+struct PlainHello {
+  char direction;
+  std::uint64_t size;
+};
+
 void serve_plain_connection(int fd) {
-  struct {
-    char direction;
-    std::uint64_t size;
-  } hello{};
+  PlainHello hello{};
   std::byte note{};
-  if (!receive_all(fd, reinterpret_cast<std::byte*>(&hello), sizeof hello)) return;
+  if (!bench::receive_all(fd, &hello, sizeof hello)) return;
   // As much memory as an owner's share, so that both write to memory that is in no cache.
   const std::size_t slots = 12;
   std::vector<std::byte> memory(hello.size * slots, std::byte{1});
   for (std::size_t i = 0;; i = (i + 1) % slots) {
     std::byte* slot = memory.data() + i * hello.size;
-    if (hello.direction == 'w') {
-      if (!receive_all(fd, slot, hello.size)) break;
-      send_all(fd, &note, 1);
-    } else {
-      if (!receive_all(fd, &note, 1)) break;
-      send_all(fd, slot, hello.size);
-    }
+    const bool write = hello.direction == 'w';
+    if (write && !(bench::receive_all(fd, slot, hello.size) && bench::send_all(fd, &note, 1))) break;
+    if (!write && !(bench::receive_all(fd, &note, 1) && bench::send_all(fd, slot, hello.size))) break;
   }
   ::close(fd);
 }
 
 void serve_plain(int, int out) {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
-  if (::bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 || ::listen(listener, 64) != 0) ::_exit(1);
-  tell(out, net::port_of(net::local_address_of(listener)));
-  for (;;) {
-    const int fd = ::accept(listener, nullptr, nullptr);
-    if (fd < 0) continue;
-    net::configure_connection(fd);
-    std::thread(serve_plain_connection, fd).detach();
-  }
+  const auto listener = bench::listen_plainly();
+  bench::tell(out, listener.port);
+  for (;;) std::thread(serve_plain_connection, bench::accept_plainly(listener)).detach();
 }
 
 struct OwnerAddress {
@@ -206,9 +111,9 @@ void serve_owner(int in, int out) {
   net::Server server(net::Identity{NodeId::generate(), "", "owner"}, net::ServerOptions{});
   owner.serve(server);
   must(server.start());
-  tell(out, OwnerAddress{server.port(), incarnation});
+  bench::tell(out, OwnerAddress{server.port(), incarnation});
   std::uint64_t sequence = 0;
-  answer_commands(in, out, [&] {
+  bench::answer_commands(in, out, [&] {
     std::vector<transfer::RetirementOrder> orders;
     for (const auto& entry : owner.catalogue(incarnation)) {
       orders.push_back({++sequence, {incarnation, entry.offset, entry.length, entry.version}});
@@ -234,8 +139,8 @@ std::unique_ptr<transfer::TransferEngine> make_engine(std::vector<std::byte>& me
 void serve_engine(int in, int out) {
   std::vector<std::byte> memory(kEngineBuffer, std::byte{1});
   const auto engine = make_engine(memory);
-  tell(out, EngineAddress{engine->port(), reinterpret_cast<std::uint64_t>(memory.data())});
-  answer_commands(in, out, [] {});
+  bench::tell(out, EngineAddress{engine->port(), reinterpret_cast<std::uint64_t>(memory.data())});
+  bench::answer_commands(in, out, [] {});
 }
 
 void serve_node(int in, int out) {
@@ -250,8 +155,8 @@ void serve_node(int in, int out) {
   options.master_address = "127.0.0.1:" + std::to_string(master->port());
   options.segment_size = kSegment;
   const auto node = must(store::Client::create(options));
-  tell(out, master->port());
-  answer_commands(in, out, [] {});
+  bench::tell(out, master->port());
+  bench::answer_commands(in, out, [] {});
 }
 
 // ---------------------------------------------------------------- what is moved
@@ -305,7 +210,7 @@ double own_cpu_seconds() {
 }
 
 // Runs `once(thread, call)` on all threads for about `seconds`, at most `most_calls` times in all. Bytes moved per second.
-Figures measure(int threads, double seconds, std::uint64_t bytes, std::uint64_t most_calls, const Child& peer,
+Figures measure(int threads, double seconds, std::uint64_t bytes, std::uint64_t most_calls, const bench::ChildProcess& peer,
                 const std::function<void(int, std::uint64_t)>& once) {
   std::atomic<std::uint64_t> calls{0};
   std::atomic<std::uint64_t> done{0};
@@ -362,6 +267,7 @@ class Bench {
     options.local_hostname = "127.0.0.1";
     options.master_address = "127.0.0.1:" + std::to_string(master_port_);
     options.local_buffer_size = 16U << 20;
+    options.paths = "tcp";
     client_ = must(store::Client::create(options));
     engine_memory_.assign(kEngineBuffer, std::byte{1});
     near_engine_ = make_engine(engine_memory_);
@@ -404,30 +310,18 @@ class Bench {
   Figures plain(const Shape& shape, int threads, char direction, std::vector<Memory>& memory) {
     std::vector<int> sockets;
     for (int t = 0; t < threads; ++t) {
-      sockaddr_in address{};
-      address.sin_family = AF_INET;
-      address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-      address.sin_port = htons(plain_port_);
-      const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-      if (::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) die("connect");
-      net::configure_connection(fd);
-      struct {
-        char direction;
-        std::uint64_t size;
-      } hello{direction, shape.call()};
-      send_all(fd, reinterpret_cast<const std::byte*>(&hello), sizeof hello);
-      sockets.push_back(fd);
+      sockets.push_back(bench::connect_plainly(plain_port_));
+      const PlainHello hello{direction, shape.call()};
+      if (!bench::send_all(sockets.back(), &hello, sizeof hello)) die("connect");
     }
     const auto once = [&](int t, std::uint64_t) {
       std::byte note{};
       auto& bytes = memory[static_cast<std::size_t>(t)].bytes;
       const int fd = sockets[static_cast<std::size_t>(t)];
       if (direction == 'w') {
-        send_all(fd, bytes.data(), bytes.size());
-        if (!receive_all(fd, &note, 1)) die("plain write");
+        if (!bench::send_all(fd, bytes.data(), bytes.size()) || !bench::receive_all(fd, &note, 1)) die("plain write");
       } else {
-        send_all(fd, &note, 1);
-        if (!receive_all(fd, bytes.data(), bytes.size())) die("plain read");
+        if (!bench::send_all(fd, &note, 1) || !bench::receive_all(fd, bytes.data(), bytes.size())) die("plain read");
       }
     };
     for (int t = 0; t < threads; ++t) once(t, 0);
@@ -439,7 +333,7 @@ class Bench {
   void run_transport(const Shape& shape, int threads, std::vector<Memory>& memory, double reference) {
     const transfer::Peer peer{NodeId(), {"127.0.0.1", owner_address_.port}};
     const std::uint64_t room = kSegment / shape.call();
-    owner_.empty();
+    owner_.command();
     std::vector<std::uint64_t> checksums(room * shape.objects);
     const auto extent = [&](std::uint64_t call, std::size_t object) {
       return transfer::ExtentRef{owner_address_.incarnation, call * shape.call() + object * shape.object(), shape.object(),
@@ -560,10 +454,10 @@ class Bench {
 
   const Arguments arguments_;
   // Forked before this process has threads of its own.
-  const Child plain_;
-  const Child owner_;
-  const Child engine_;
-  const Child node_;
+  const bench::ChildProcess plain_;
+  const bench::ChildProcess owner_;
+  const bench::ChildProcess engine_;
+  const bench::ChildProcess node_;
   std::uint16_t plain_port_ = 0;
   OwnerAddress owner_address_{};
   EngineAddress engine_address_{};

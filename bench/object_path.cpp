@@ -5,12 +5,8 @@
 // blocks in recv. All rows are taken in turn, `rounds` times, so that a slow moment of the machine meets every row.
 //   object_path [--seconds 0.5] [--rounds 3] [--threads 1,4,16] [--batch 32] [--size 4096] [--ops exist,get,put] [--redis] [--hold]
 // --hold prints the processes' numbers and keeps one operation running (for perf).
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -26,8 +22,9 @@
 #include <vector>
 
 #include "base/logging.h"
+#include "child_process.h"
 #include "master/master.h"
-#include "net/socket.h"
+#include "plain_socket.h"
 #include "store/client.h"
 
 namespace {
@@ -56,31 +53,18 @@ struct Settings {
 
 // ------------------------------------------------------------------------------------------------ processes
 
-// A child that runs `serve`, which writes its port to the pipe and stays. Forked before this process has any thread.
+// Tells its port and stays.
 struct Child {
-  pid_t pid = -1;
-  std::uint16_t port = 0;
+  template <typename Serve>
+  explicit Child(const Serve& serve)
+      : process([&](int, int out) { serve([out](std::uint16_t number) { bench::tell(out, number); }); }),
+        port(process.read_value<std::uint16_t>()) {}
+  bench::ChildProcess process;
+  std::uint16_t port;
 };
 
-template <typename Serve>
-Child start_child(const Serve& serve) {
-  int pipe_ends[2];
-  if (::pipe(pipe_ends) != 0) fail("pipe");
-  const pid_t pid = ::fork();
-  if (pid == 0) {
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    serve([&](std::uint16_t port) {
-      if (::write(pipe_ends[1], &port, sizeof port) != sizeof port) std::_Exit(1);
-    });
-    std::_Exit(0);
-  }
-  Child child{pid, 0};
-  if (::read(pipe_ends[0], &child.port, sizeof child.port) != sizeof child.port) fail("a child process did not start");
-  return child;
-}
-
 Child start_master() {
-  return start_child([](const auto& ready) {
+  return Child([](const auto& ready) {
     master::MasterConfig config;
     config.port = 0;
     config.metrics_port = 0;
@@ -102,7 +86,7 @@ store::ClientOptions client_options(std::uint16_t master_port, std::uint64_t seg
 }
 
 Child start_node(std::uint16_t master_port) {
-  return start_child([&](const auto& ready) {
+  return Child([&](const auto& ready) {
     auto node = Client::create(client_options(master_port, std::uint64_t{2} << 30));
     if (!node.ok()) fail(node.status().to_string());
     ready(1);
@@ -112,35 +96,17 @@ Child start_node(std::uint16_t master_port) {
 
 // ------------------------------------------------------------------------------------------------ the plain loop
 
-bool receive_all(int fd, char* data, std::size_t size) {
-  while (size > 0) {
-    const ssize_t got = ::recv(fd, data, size, 0);
-    if (got <= 0) return false;
-    data += got;
-    size -= static_cast<std::size_t>(got);
-  }
-  return true;
-}
-
 constexpr std::size_t kAsk = 1200;
 constexpr std::size_t kAnswer = 120;
 
 Child start_echo() {
-  return start_child([](const auto& ready) {
-    const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof address;
-    if (::bind(listener, reinterpret_cast<sockaddr*>(&address), length) != 0 || ::listen(listener, 64) != 0) fail("listen");
-    ::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length);
-    ready(ntohs(address.sin_port));
+  return Child([](const auto& ready) {
+    const auto listener = bench::listen_plainly();
+    ready(listener.port);
     for (;;) {
-      const int fd = ::accept(listener, nullptr, nullptr);
-      std::thread([fd] {
-        net::configure_connection(fd);
+      std::thread([fd = bench::accept_plainly(listener)] {
         std::vector<char> buffer(kAsk);
-        while (receive_all(fd, buffer.data(), kAsk) && ::send(fd, buffer.data(), kAnswer, MSG_NOSIGNAL) > 0) {
+        while (bench::receive_all(fd, buffer.data(), kAsk) && bench::send_all(fd, buffer.data(), kAnswer)) {
         }
         ::close(fd);
       }).detach();
@@ -150,19 +116,12 @@ Child start_echo() {
 
 class EchoClient {
  public:
-  explicit EchoClient(std::uint16_t port) : fd_(::socket(AF_INET, SOCK_STREAM, 0)), buffer_(kAsk) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    address.sin_port = htons(port);
-    if (::connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) fail("connect");
-    net::configure_connection(fd_);
-  }
+  explicit EchoClient(std::uint16_t port) : fd_(bench::connect_plainly(port)), buffer_(kAsk) {}
   ~EchoClient() { ::close(fd_); }
   EchoClient(const EchoClient&) = delete;
   EchoClient& operator=(const EchoClient&) = delete;
   void once() {
-    if (::send(fd_, buffer_.data(), kAsk, MSG_NOSIGNAL) != static_cast<ssize_t>(kAsk)) fail("send");
+    if (!bench::send_all(fd_, buffer_.data(), kAsk)) fail("send");
     for (std::size_t have = 0; have < kAnswer;) {
       const ssize_t got = ::recv(fd_, buffer_.data() + have, kAnswer - have, MSG_DONTWAIT);
       if (got > 0) have += static_cast<std::size_t>(got);
@@ -369,16 +328,14 @@ Settings parse(int argc, char** argv) {
   return settings;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  const Settings settings = parse(argc, argv);
+// The children are gone when it returns.
+void run_ours(const Settings& settings) {
   const Child echo = start_echo();
   const Child master = start_master();
   const Child node = start_node(master.port);
   Pool pool(settings, master.port);
   if (settings.hold) {
-    std::printf("client %d master %d node %d\n", ::getpid(), master.pid, node.pid);
+    std::printf("client %d master %d node %d\n", ::getpid(), master.process.pid(), node.process.pid());
     std::fflush(stdout);
     for (;;) {
       const auto outcome = pool.run(settings.ops.front(), settings.threads.front(), settings.seconds);
@@ -405,10 +362,13 @@ int main(int argc, char** argv) {
                 middle.p99_us, middle.cpu_us, middle.p50_us / sockets[sockets.size() / 2].p50_us);
   }
   std::fflush(stdout);
-  for (const Child& child : {echo, node, master}) {
-    ::kill(child.pid, SIGKILL);
-    ::waitpid(child.pid, nullptr, 0);
-  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Settings settings = parse(argc, argv);
+  run_ours(settings);
   if (settings.redis) run_redis(settings);
   return 0;
 }

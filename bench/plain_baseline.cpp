@@ -8,13 +8,10 @@
 // thread's own source into the next place of 1 GiB, all of it touched before. write: BYTES to the peer, which answers one byte; read: one byte to the
 // peer, which answers BYTES; roundtrip: BYTES both ways. Each thread has its own connection; the peer is a forked process with a thread for
 // each of them. Blocking send and recv, TCP_NODELAY, no frame, no checksum.
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -30,8 +27,11 @@
 #include <thread>
 #include <vector>
 
+#include "plain_socket.h"
+
 namespace {
 
+using namespace moonpool::bench;
 using Clock = std::chrono::steady_clock;
 constexpr std::size_t kCopySpace = std::size_t{1} << 30;
 
@@ -67,25 +67,6 @@ std::byte* map_touched(std::size_t size) {
   if (memory == MAP_FAILED) die("mmap");
   std::memset(memory, 1, size);
   return static_cast<std::byte*>(memory);
-}
-
-void send_all(int fd, const std::byte* data, std::size_t size) {
-  while (size > 0) {
-    const ssize_t sent = ::send(fd, data, size, MSG_NOSIGNAL);
-    if (sent <= 0) die("send");
-    data += sent;
-    size -= static_cast<std::size_t>(sent);
-  }
-}
-
-bool receive_all(int fd, std::byte* data, std::size_t size) {
-  while (size > 0) {
-    const ssize_t got = ::recv(fd, data, size, 0);
-    if (got <= 0) return false;
-    data += got;
-    size -= static_cast<std::size_t>(got);
-  }
-  return true;
 }
 
 // ---------------------------------------------------------------- the timed loop
@@ -164,19 +145,10 @@ struct Sizes {
 
 // One connected pair per thread: near in this process, far for the peer.
 std::pair<int, int> connected_pair() {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t length = sizeof address;
-  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
-  if (::bind(listener, reinterpret_cast<sockaddr*>(&address), length) != 0 || ::listen(listener, 1) != 0) die("listen");
-  if (::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length) != 0) die("getsockname");
-  const int near = ::socket(AF_INET, SOCK_STREAM, 0);
-  if (::connect(near, reinterpret_cast<const sockaddr*>(&address), length) != 0) die("connect");
-  const int far = ::accept(listener, nullptr, nullptr);
-  ::close(listener);
-  const int on = 1;
-  for (const int fd : {near, far}) ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  const PlainListener listener = listen_plainly();
+  const int near = connect_plainly(listener.port);
+  const int far = accept_plainly(listener);
+  ::close(listener.fd);
   return {near, far};
 }
 
@@ -187,7 +159,8 @@ std::pair<int, int> connected_pair() {
     threads.emplace_back([fd, sizes] {
       std::byte* const in = map_touched(sizes.request);
       std::byte* const out = map_touched(sizes.answer);
-      while (receive_all(fd, in, sizes.request)) send_all(fd, out, sizes.answer);
+      while (receive_all(fd, in, sizes.request) && send_all(fd, out, sizes.answer)) {
+      }
     });
   }
   for (auto& thread : threads) thread.join();
@@ -213,8 +186,7 @@ void exchange(const Work& work) {
   std::vector<Outcome> outcomes(work.threads);
   const double cpu = run_threads(work, outcomes, [&](std::size_t t) {
     return [fd = near[t], sizes, out = map_touched(sizes.request), in = map_touched(sizes.answer)] {
-      send_all(fd, out, sizes.request);
-      if (!receive_all(fd, in, sizes.answer)) die("recv");
+      if (!send_all(fd, out, sizes.request) || !receive_all(fd, in, sizes.answer)) die("exchange");
     };
   });
   for (const int fd : near) ::close(fd);

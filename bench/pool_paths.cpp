@@ -3,8 +3,6 @@
 //
 //   pool_paths [rounds, default 15]
 #include <signal.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +18,7 @@
 #include <vector>
 
 #include "base/logging.h"
+#include "child_process.h"
 #include "master/master.h"
 #include "store/client.h"
 
@@ -39,30 +38,16 @@ constexpr std::uint64_t kSegment = std::uint64_t{3} << 30;
 
 // ---------------------------------------------------------------- the other processes
 
-// Runs `work` in a child that ends with this process; returns what it wrote into its pipe.
-std::uint16_t child(const std::function<std::uint16_t()>& work, pid_t& pid) {
-  int ends[2];
-  if (::pipe(ends) != 0) die("pipe");
-  pid = ::fork();
-  if (pid == 0) {
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    const std::uint16_t port = work();
-    if (::write(ends[1], &port, sizeof port) != sizeof port) std::exit(1);
-    for (;;) ::pause();
-  }
-  std::uint16_t port = 0;
-  if (::read(ends[0], &port, sizeof port) != sizeof port || port == 0) die("a child did not start");
-  return port;
-}
-
-std::uint16_t run_master() {
+void run_master(int, int out) {
   master::MasterConfig config;
   config.port = 0;
   config.metrics_port = 0;
   config.metric_reporting = false;
   config.recovery_window = std::chrono::milliseconds(100);
-  static auto master = master::Master::start(config);
-  return master.ok() ? (*master)->port() : 0;
+  const auto master = master::Master::start(config);
+  if (!master.ok()) die(master.status().to_string());
+  bench::tell(out, (*master)->port());
+  for (;;) ::pause();
 }
 
 std::unique_ptr<store::Client> user(std::uint16_t master, std::uint64_t segment, const char* paths) {
@@ -191,15 +176,15 @@ void measure(const Shape& shape, int rounds, std::map<std::string, std::unique_p
 
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 15;
-  std::vector<pid_t> children(2);
-  const std::uint16_t master = child(run_master, children[0]);
-  child(
-      [master]() -> std::uint16_t {
-        static auto node = user(master, kSegment, "");
-        std::this_thread::sleep_for(std::chrono::seconds(3));  // its first 512 MiB are touched by then
-        return 1;
-      },
-      children[1]);
+  const bench::ChildProcess master_process(run_master);
+  const auto master = master_process.read_value<std::uint16_t>();
+  const bench::ChildProcess node_process([master](int, int out) {
+    const auto node = user(master, kSegment, "");
+    std::this_thread::sleep_for(std::chrono::seconds(3));  // its first 512 MiB are touched by then
+    bench::tell(out, 'r');
+    for (;;) ::pause();
+  });
+  static_cast<void>(node_process.read_value<char>());
   std::map<std::string, std::unique_ptr<store::Client>> users;
   users["shm"] = user(master, 0, "");
   users["tcp"] = user(master, 0, "tcp");
@@ -208,9 +193,5 @@ int main(int argc, char** argv) {
     measure(shape, rounds, users);
   }
   users.clear();
-  for (const pid_t pid : children) {
-    ::kill(pid, SIGKILL);
-    ::waitpid(pid, nullptr, 0);
-  }
   return 0;
 }

@@ -3,9 +3,8 @@
 // The socket loop is the limit that this machine sets: blocking send and recv of the same sizes between two threads, no frame, no checksum.
 //   wire_pingpong [seconds per measurement, default 2] [--json]
 // With --json: one JSON line a cell, as ./moonpool bench reads it.
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -18,6 +17,7 @@
 #include "net/lane.h"
 #include "net/server.h"
 #include "net/socket.h"
+#include "plain_socket.h"
 
 namespace {
 
@@ -59,45 +59,19 @@ Times measure(double seconds, const std::function<void()>& once) {
 
 // ---------------------------------------------------------------- the plain loop
 
-void send_all(int fd, const std::byte* data, std::size_t size) {
-  while (size > 0) {
-    const ssize_t sent = ::send(fd, data, size, MSG_NOSIGNAL);
-    if (sent <= 0) std::exit(1);
-    data += sent;
-    size -= static_cast<std::size_t>(sent);
-  }
-}
-
-bool receive_all(int fd, std::byte* data, std::size_t size) {
-  while (size > 0) {
-    const ssize_t got = ::recv(fd, data, size, 0);
-    if (got <= 0) return false;
-    data += got;
-    size -= static_cast<std::size_t>(got);
-  }
-  return true;
-}
-
 // A connection whose far end takes `request` bytes and answers `answer` bytes, for ever.
 class PlainPeer {
  public:
   PlainPeer(std::size_t request, std::size_t answer) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    const UniqueFd listener(::socket(AF_INET, SOCK_STREAM, 0));
-    if (::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 || ::listen(listener.get(), 1) != 0)
-      std::exit(1);
-    const SocketAddress bound = local_address_of(listener.get());
-    near_.reset(::socket(AF_INET, SOCK_STREAM, 0));
-    if (::connect(near_.get(), reinterpret_cast<const sockaddr*>(&bound.storage), bound.length) != 0) std::exit(1);
-    far_.reset(::accept(listener.get(), nullptr, nullptr));
-    configure_connection(near_.get());
-    configure_connection(far_.get());
+    const bench::PlainListener listener = bench::listen_plainly();
+    near_.reset(bench::connect_plainly(listener.port));
+    far_.reset(bench::accept_plainly(listener));
+    ::close(listener.fd);
     thread_ = std::thread([this, request, answer] {
       std::vector<std::byte> in(request);
       const std::vector<std::byte> out(answer, std::byte{1});
-      while (receive_all(far_.get(), in.data(), in.size())) send_all(far_.get(), out.data(), out.size());
+      while (bench::receive_all(far_.get(), in.data(), in.size()) && bench::send_all(far_.get(), out.data(), out.size())) {
+      }
     });
   }
   ~PlainPeer() {
@@ -117,8 +91,7 @@ Times plain(double seconds, std::size_t request, std::size_t answer) {
   const std::vector<std::byte> out(request, std::byte{1});
   std::vector<std::byte> in(answer);
   return measure(seconds, [&] {
-    send_all(peer.fd(), out.data(), out.size());
-    if (!receive_all(peer.fd(), in.data(), in.size())) std::exit(1);
+    if (!bench::send_all(peer.fd(), out.data(), out.size()) || !bench::receive_all(peer.fd(), in.data(), in.size())) std::exit(1);
   });
 }
 

@@ -135,6 +135,11 @@ Result<wire::MountSegmentReply> Coordinator::mount(const wire::MountSegmentReque
     const ReportedExtent extent{HashedKey(request.key(i)), request.offset(i), request.length(i),
                                 Version{Term{request.version_term(i)}, request.version_count(i)}, request.checksum(i)};
     const bool inside = extent.length > 0 && extent.offset <= info.size() && extent.length <= info.size() - extent.offset;
+    if (inside && request.key(i).empty()) {
+      // Within a reign the order that retired it still stands.
+      if (!segment->ready()) segment->retire_again(extent.offset, extent.length, extent.version);
+      continue;
+    }
     if (!inside || request.key(i).empty() || request.key(i).size() > kMaxKeyLength + kMaxTenantLength + 1) {
       ++counters_.extents_rejected;
       reply.set_rejected(reply.rejected() + 1);
@@ -196,6 +201,10 @@ Result<std::shared_ptr<Node>> Coordinator::sync(const wire::NodeSyncRequest& req
     counters_.retirements_acknowledged += over;
     MOONPOOL_SYNC_POINT("master.sync.acknowledged");
     if (over > 0) progress_.notify_all();
+  }
+  if (request.withdrawn_size() > 0 &&
+      node->outbox->withdraw({request.withdrawn().data(), static_cast<std::size_t>(request.withdrawn_size())}) > 0) {
+    progress_.notify_all();
   }
   return node;
 }

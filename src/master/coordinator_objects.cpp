@@ -107,11 +107,14 @@ RoomVerdict Coordinator::make_room(const PutBatch& batch, TimeMs now, bool stall
   const SharedReign reign(reign_mutex_);
   std::uint64_t needed = 0;
   std::uint64_t on_its_way = 0;
+  std::uint64_t soon = 0;  // the part of it that no view holds up
   std::uint64_t largest = 0;
   for (const auto& segment : *batch.segments) {
     if (!segment->ready() || !segment->reachable()) continue;
     largest = std::max(largest, segment->capacity());
-    on_its_way += segment->quarantine();
+    const auto quarantine = segment->quarantine();
+    on_its_way += quarantine;
+    soon += quarantine - std::min(quarantine, segment->viewed());
   }
   for (const auto& item : batch.items) {
     if (item.status == ErrorCode::kNoAvailableHandle && item.size <= largest) needed += item.size;
@@ -124,8 +127,8 @@ RoomVerdict Coordinator::make_room(const PutBatch& batch, TimeMs now, bool stall
     }
     return RoomVerdict::kHopeless;
   }
-  if (on_its_way >= needed && !stalled) return RoomVerdict::kWait;
-  const auto evicted = table_.evict(stalled ? needed : needed - on_its_way, now, config_.allow_evict_soft_pinned);
+  if (soon >= needed && !stalled) return RoomVerdict::kWait;
+  const auto evicted = table_.evict(stalled ? needed : needed - soon, now, config_.allow_evict_soft_pinned);
   counters_.evicted_objects += evicted.objects;
   counters_.evicted_bytes += evicted.bytes;
   if (evicted.objects > 0 || on_its_way > 0) return RoomVerdict::kWait;

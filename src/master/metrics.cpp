@@ -168,7 +168,8 @@ std::string status_json(Coordinator& coordinator, TimeMs now) {
                                     {"capacity", segment->capacity()},
                                     {"used", segment->used()},
                                     {"free", segment->free_bytes()},
-                                    {"quarantine", segment->quarantine()}});
+                                    {"quarantine", segment->quarantine()},
+                                    {"viewed", segment->viewed()}});
   }
   status["segments"] = std::move(segments);
   const auto& h = coordinator.handover().counters;

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "master/handover.h"
 #include "master/membership.h"
 #include "master/object_key.h"
@@ -103,6 +105,39 @@ TEST_F(OutboxTest, AnOrderThatWasNeverSentCannotBeAcknowledged) {
   const std::uint64_t one = 1;
   EXPECT_EQ(node->outbox->acknowledge({&one, 1}), 0U);
   EXPECT_EQ(segment->used(), 256U);
+}
+
+TEST_F(OutboxTest, WhatIsWithdrawnAnswersRemovesAndKeepsItsSpace) {
+  const auto ticket = std::make_shared<RetirementTicket>();
+  segment->retire(*segment->allocate(100), 100, Version{Term{1}, 1}, ticket);
+  const std::uint64_t one = 1;
+  EXPECT_EQ(node->outbox->withdraw({&one, 1}), 0U) << "it was never sent";
+  ASSERT_EQ(node->outbox->collect(1000, 500, 10).size(), 1U);
+  EXPECT_FALSE(node->outbox->all_over_up_to(1));
+  EXPECT_EQ(node->outbox->withdraw({&one, 1}), 1U);
+  EXPECT_EQ(node->outbox->withdraw({&one, 1}), 0U);
+  EXPECT_EQ(ticket->state(), RetirementTicket::State::kDone);
+  EXPECT_TRUE(node->outbox->all_over_up_to(1));
+  EXPECT_EQ(node->outbox->outstanding(), 1U);
+  EXPECT_EQ(node->outbox->collect(9000, 500, 10).size(), 0U) << "its owner knows";
+  EXPECT_EQ(segment->quarantine(), 256U);
+  EXPECT_EQ(segment->viewed(), 256U);
+  EXPECT_EQ(node->outbox->acknowledge({&one, 1}), 1U);
+  EXPECT_EQ(segment->viewed(), 0U);
+  EXPECT_EQ(segment->used(), 0U);
+}
+
+TEST_F(OutboxTest, WhatAnEarlierReignRetiredKeepsItsSpaceUntilItsOwnerAcknowledges) {
+  const auto fresh = *members.mount(node, {Incarnation::generate(), "s2", "h", 1, 1 << 20, 0, "tcp", node->id});
+  fresh->retire_again(4096, 100, Version{Term{1}, 1});
+  fresh->retire_again(4096, 100, Version{Term{1}, 1});  // its owner's report was repeated
+  fresh->set_ready();
+  EXPECT_EQ(fresh->quarantine(), 256U);
+  EXPECT_EQ(node->outbox->collect(1000, 500, 10).size(), 2U);
+  const std::array<std::uint64_t, 2> both{1, 2};
+  EXPECT_EQ(node->outbox->acknowledge(both), 2U);
+  EXPECT_EQ(fresh->used(), 0U);
+  EXPECT_EQ(fresh->quarantine(), 0U);
 }
 
 TEST_F(OutboxTest, AFenceEndsAllOrders) {

@@ -88,7 +88,7 @@ TEST(RecoveryTest, NonsenseInACatalogueIsRefusedAndTheRestTaken) {
   const auto v = version(7, 1);
   ASSERT_TRUE(a.mount(1 << 20, kStart,
                       {stored("good", 0, 1000, v), stored("overlap", 512, 1000, version(7, 2)), stored("outside", 1 << 20, 1, v),
-                       stored("wraps", ~0ULL - 100, 4096, v), stored("empty", 4096, 0, v), stored("", 8192, 10, v),
+                       stored("wraps", ~0ULL - 100, 4096, v), stored("empty", 4096, 0, v), stored("", 1 << 20, 10, v),
                        stored("crooked", 10'001, 10, v), stored("future", 16384, 10, version(kWall + 1, 1)),
                        stored("uncounted", 32768, 10, version(7, 0)), stored("also good", 65536, 10, version(7, 3))})
                   .ok());
@@ -100,6 +100,19 @@ TEST(RecoveryTest, NonsenseInACatalogueIsRefusedAndTheRestTaken) {
   a.obey(kStart);
   test::check_invariants(master);
   EXPECT_EQ(a.put("new", 1 << 18, kStart), 0);
+}
+
+TEST(RecoveryTest, SpaceOfARetiredExtentThatIsStillReadIsUsedOnlyAfterItsOwnersWord) {
+  Coordinator master(test::quick_config(), kStart, kWall);
+  TestNode a(master, "a:1");
+  ASSERT_TRUE(a.join(kStart).ok());
+  ASSERT_TRUE(a.mount(1 << 20, kStart, {stored("k", 0, 1000, version(7, 1)), stored("", 4096, 1 << 19, version(7, 2))}).ok());
+  EXPECT_EQ(a.rejected, 0U);
+  EXPECT_EQ(master.table().totals().objects, 1U);
+  EXPECT_NE(a.put("large", 1 << 19, kStart), 0) << "half of the segment is still looked at";
+  a.obey(kStart);
+  EXPECT_EQ(a.put("large", 1 << 19, kStart), 0);
+  test::check_invariants(master);
 }
 
 TEST(RecoveryTest, ReportingAgainInTheSameReignChangesNothing) {

@@ -1,5 +1,7 @@
 #include "master/retirement.h"
 
+#include <algorithm>
+
 #include "master/segment.h"
 
 namespace moonpool::master {
@@ -27,7 +29,7 @@ std::vector<Retirement> Outbox::collect(TimeMs now, TimeMs resend_after, std::si
   const std::scoped_lock lock(mutex_);
   std::vector<Retirement> due;
   for (auto it = orders_.begin(); it != orders_.end() && it->first <= sent_up_to_ && due.size() < limit; ++it) {
-    if (it->second.sent + resend_after > now) continue;
+    if (it->second.withdrawn || it->second.sent + resend_after > now) continue;
     it->second.sent = now;
     due.push_back(it->second);
   }
@@ -53,10 +55,27 @@ std::size_t Outbox::acknowledge(std::span<const std::uint64_t> sequences) {
     }
   }
   for (auto& order : over) {
+    if (order.holds_space && order.withdrawn) order.segment->viewed_ -= order.segment->rounded(order.length);
     if (order.holds_space) order.segment->release(order.offset, order.length);
     if (order.ticket) --order.ticket->outstanding_;
   }
   return over.size();
+}
+
+std::size_t Outbox::withdraw(std::span<const std::uint64_t> sequences) {
+  std::size_t count = 0;
+  const std::scoped_lock lock(mutex_);
+  for (const auto sequence : sequences) {
+    const auto found = orders_.find(sequence);
+    if (found == orders_.end() || sequence > sent_up_to_ || found->second.withdrawn) continue;
+    Retirement& order = found->second;
+    order.withdrawn = true;
+    if (order.holds_space) order.segment->viewed_ += order.segment->rounded(order.length);
+    if (order.ticket) --order.ticket->outstanding_;
+    order.ticket.reset();
+    ++count;
+  }
+  return count;
 }
 
 void Outbox::drop(const Segment& segment) {
@@ -97,7 +116,8 @@ std::uint64_t Outbox::last_sequence() const {
 
 bool Outbox::all_over_up_to(std::uint64_t sequence) const {
   const std::scoped_lock lock(mutex_);
-  return orders_.empty() || orders_.begin()->first > sequence;
+  const auto end = orders_.upper_bound(sequence);
+  return std::all_of(orders_.begin(), end, [](const auto& order) { return order.second.withdrawn; });
 }
 
 std::size_t Outbox::outstanding() const {

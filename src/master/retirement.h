@@ -2,7 +2,9 @@
 //
 // Each node has one outbox. An order has a sequence number of the node's; it is delivered by the node's next NodeSync, delivered again
 // after a while, until the node has acknowledged it or its segment is fenced. Only then is the extent's space free, and only then is a
-// remove that waits for it answered. Cost: one map node an order.
+// remove that waits for it answered. A reader (a view of another process, above all) may hold up the space for as long as it likes; the
+// owner then says that the extent is withdrawn, so that nobody finds it any more: that answers the remove, while the space stays in
+// quarantine. Cost: one map node an order.
 // Threads: any. Lock order: outbox, then segment. The callback runs without a lock held.
 #pragma once
 
@@ -48,7 +50,8 @@ struct Retirement {
   Version version;
   std::shared_ptr<RetirementTicket> ticket;
   bool holds_space = true;
-  TimeMs sent = 0;  // 0: never yet
+  bool withdrawn = false;  // said to be; the ticket is let go then
+  TimeMs sent = 0;         // 0: never yet
 };
 
 class Outbox {
@@ -56,12 +59,14 @@ class Outbox {
   // `on_added` is called when there is something to send again (the node's NodeSync may be waiting for it).
   explicit Outbox(std::function<void()> on_added) : on_added_(std::move(on_added)) {}
 
-  // Those never sent, and those sent longer than `resend_after` ago, at most `limit`; marks them as sent now.
+  // Those never sent, and those sent longer than `resend_after` ago (unless withdrawn), at most `limit`; marks them as sent now.
   [[nodiscard]] std::vector<Retirement> collect(TimeMs now, TimeMs resend_after, std::size_t limit);
   [[nodiscard]] bool has_unsent() const { return unsent_.load() > 0; }
   // Frees the extents. Returns how many orders were outstanding among them.
   std::size_t acknowledge(std::span<const std::uint64_t> sequences);
-  // The barrier of remove-all: every order up to it has to be over.
+  // Their extents cannot be found any more; their space is not free. Returns how many had not been withdrawn before.
+  std::size_t withdraw(std::span<const std::uint64_t> sequences);
+  // The barrier of remove-all: every order up to it has to be over, or withdrawn.
   [[nodiscard]] std::uint64_t last_sequence() const;
   [[nodiscard]] bool all_over_up_to(std::uint64_t sequence) const;
   [[nodiscard]] std::size_t outstanding() const;

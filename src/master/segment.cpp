@@ -66,6 +66,11 @@ void Segment::retire(std::uint64_t offset, std::uint64_t length, Version version
   outbox_->add(*this, Retirement{0, nullptr, offset, length, version, ticket, holds_space, 0});
 }
 
+void Segment::retire_again(std::uint64_t offset, std::uint64_t length, Version version) {
+  const bool holds_space = allocate_at(offset, length);
+  retire(offset, length, version, nullptr, holds_space);
+}
+
 void Segment::release(std::uint64_t offset, std::uint64_t length) {
   const std::scoped_lock lock(mutex_);
   if (!alive()) return;

@@ -57,12 +57,16 @@ class Segment : public std::enable_shared_from_this<Segment> {
   // completed by the acknowledgement or by the fence.
   void retire(std::uint64_t offset, std::uint64_t length, Version version, const std::shared_ptr<RetirementTicket>& ticket,
               bool holds_space = true);
+  // What an earlier reign retired and the owner could not acknowledge yet; while the catalogue is being reported.
+  void retire_again(std::uint64_t offset, std::uint64_t length, Version version);
   // The acknowledgement of a retired extent that holds space.
   void release(std::uint64_t offset, std::uint64_t length);
 
   [[nodiscard]] std::uint64_t capacity() const { return capacity_; }
   [[nodiscard]] std::uint64_t used() const { return used_.load(std::memory_order_relaxed); }  // including quarantine
   [[nodiscard]] std::uint64_t quarantine() const { return quarantine_.load(std::memory_order_relaxed); }
+  // Of the quarantine: held up by readers, who may take their time.
+  [[nodiscard]] std::uint64_t viewed() const { return viewed_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t free_bytes() const { return capacity_ - used(); }
   [[nodiscard]] std::uint64_t rounded(std::uint64_t length) const;
   // For tests and checks.
@@ -80,6 +84,7 @@ class Segment : public std::enable_shared_from_this<Segment> {
   std::atomic<bool> ready_{false};
   std::atomic<std::uint64_t> used_{0};
   std::atomic<std::uint64_t> quarantine_{0};
+  std::atomic<std::uint64_t> viewed_{0};
   mutable std::mutex mutex_;  // guards allocator_
   ExtentAllocator allocator_;
 };

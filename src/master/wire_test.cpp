@@ -6,8 +6,11 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <boost/json.hpp>
 #include <future>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "master/coordinator.h"
 #include "master/master.h"
@@ -270,6 +273,48 @@ TEST_F(WireTest, ARemoveIsAnsweredOnceTheOwnerHasAcknowledged) {
   ASSERT_TRUE(client.call(wire::METHOD_REMOVE_MATCHING, all, removed, soon()).ok());
   EXPECT_EQ(removed.removed(), 3U);
   EXPECT_EQ(node->obeyed, 4U);
+}
+
+TEST_F(WireTest, StatusShowsThePathsThatANodeHasToldLastAndWhy) {
+  auto config = any_ports();
+  config.client_ttl = milliseconds(500);  // an interval of 100 ms
+  open(config);
+  WireNode node(master->port());
+  ASSERT_TRUE(node.join().ok());
+  const auto sync = [&](const std::vector<std::pair<std::string, std::string>>& paths) {
+    wire::NodeSyncRequest request;
+    request.set_node_id(node.id());
+    request.set_term(node.term);
+    for (const auto& [path, reason] : paths) {
+      auto& report = *request.add_path();
+      report.set_node_id(NodeId::generate().to_bytes());
+      report.set_peer("peer:" + path);
+      report.set_path(path);
+      report.set_reason(reason);
+      report.set_bytes_written(11);
+      report.set_bytes_read(std::uint64_t{1} << 40);
+      report.set_failures(3);
+    }
+    wire::NodeSyncReply reply;
+    EXPECT_TRUE(node.call(wire::METHOD_NODE_SYNC, request, reply).ok());
+  };
+  const auto shown = [&] { return boost::json::parse(page("/status").body).at("nodes").at(0).at("paths").as_array(); };
+  EXPECT_TRUE(shown().empty());
+  sync({{"shm", ""}, {"tcp", "uid 0 is not 1000; \"quoted\"\n"}});
+  ASSERT_EQ(shown().size(), 2U);
+  const auto tcp = shown().at(1).as_object();
+  EXPECT_EQ(tcp.at("peer"), "peer:tcp");
+  EXPECT_EQ(tcp.at("path"), "tcp");
+  EXPECT_EQ(tcp.at("reason"), "uid 0 is not 1000; \"quoted\"\n");
+  EXPECT_EQ(tcp.at("written_bytes").to_number<std::uint64_t>(), 11U);
+  EXPECT_EQ(tcp.at("read_bytes").to_number<std::uint64_t>(), std::uint64_t{1} << 40);
+  EXPECT_EQ(tcp.at("failures").to_number<std::uint64_t>(), 3U);
+  EXPECT_EQ(shown().at(0).at("reason"), "");
+  sync({});
+  EXPECT_EQ(shown().size(), 2U) << "nothing told: as before";
+  sync({{"local", ""}});
+  ASSERT_EQ(shown().size(), 1U);
+  EXPECT_EQ(shown().at(0).at("path"), "local");
 }
 
 TEST_F(WireTest, AnIdleNodeSyncIsAnsweredAtItsIntervalAndAnOrderAtOnce) {

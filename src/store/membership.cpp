@@ -143,6 +143,7 @@ Status Membership::register_node() {
   MOONPOOL_RETURN_IF_ERROR(owner_.adopt_term(Term{reply.term()}, Deadline::after(kFenceTimeout)));
   term_ = Term{reply.term()};
   acknowledged_.clear();
+  withdrawn_.clear();
   outstanding_.clear();
   if (reply.sync_interval_ms() > 0) sync_interval_ = milliseconds(reply.sync_interval_ms());
   for (const auto& segment : owner_.segments()) MOONPOOL_RETURN_IF_ERROR(mount(segment.incarnation));
@@ -223,10 +224,13 @@ Status Membership::sync() {
   request.set_node_id(options_.identity.node_id.to_bytes());
   request.set_term(term_.value);
   for (const std::uint64_t sequence : acknowledged_) request.add_acknowledged(sequence);
+  for (const std::uint64_t sequence : withdrawn_) request.add_withdrawn(sequence);
   add_paths_to(request);
   wire::NodeSyncReply reply;
   MOONPOOL_RETURN_IF_ERROR(call(wire::METHOD_NODE_SYNC, request, reply, Deadline::after(sync_interval_ + kSyncGrace)));
   acknowledged_.clear();
+  for (const std::uint64_t sequence : withdrawn_) outstanding_[sequence] = Outstanding::kWithdrawalTold;
+  withdrawn_.clear();
   if (Term{reply.term()} != term_) {
     return {ErrorCode::kStaleTerm, fmt::format("it reigns in term {}, this node registered in {}", reply.term(), term_.value)};
   }
@@ -267,11 +271,17 @@ void Membership::carry_out(const wire::NodeSyncReply& reply) {
     order.extent.version = {Term{retirement.version().term()}, retirement.version().count()};
     orders.push_back(order);
   }
-  for (const auto& order : orders) outstanding_.insert(order.sequence);
+  for (const auto& order : orders) outstanding_.try_emplace(order.sequence, Outstanding::kOrdered);
   if (outstanding_.empty()) return;
   MOONPOOL_SYNC_POINT("membership.before_retire");
-  acknowledged_ = owner_.retire(orders, Deadline::after(kRetireWait));
+  // Those that are left over from before are held up by somebody who takes his time: the new ones do not wait with them.
+  acknowledged_ = owner_.retire(orders, Deadline::after(orders.empty() ? milliseconds(0) : kRetireWait));
   for (const std::uint64_t sequence : acknowledged_) outstanding_.erase(sequence);
+  if (outstanding_.empty()) return;
+  for (const std::uint64_t sequence : owner_.withdrawn()) {
+    const auto found = outstanding_.find(sequence);
+    if (found != outstanding_.end() && found->second == Outstanding::kOrdered) withdrawn_.push_back(sequence);
+  }
 }
 
 // The thread has ended; the lane that it left may have been aborted in mid-frame.

@@ -20,7 +20,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
-#include <unordered_set>
+#include <unordered_map>
 #include <vector>
 
 #include "base/deadline.h"
@@ -95,8 +95,11 @@ class Membership {
   bool registered_before_ = false;
   std::chrono::milliseconds sync_interval_{1000};
   Deadline next_path_report_ = Deadline::at({});
-  std::vector<std::uint64_t> acknowledged_;        // carried out, not told to the master yet
-  std::unordered_set<std::uint64_t> outstanding_;  // ordered, and waiting for readers or writers to leave
+  std::vector<std::uint64_t> acknowledged_;  // carried out, not told to the master yet
+  std::vector<std::uint64_t> withdrawn_;     // carried out but for readers, not told to the master yet
+  // Ordered, and waiting for readers or writers to leave.
+  enum class Outstanding : std::uint8_t { kOrdered, kWithdrawalTold };
+  std::unordered_map<std::uint64_t, Outstanding> outstanding_;
 };
 
 }  // namespace moonpool::store

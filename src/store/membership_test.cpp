@@ -7,6 +7,7 @@
 #include <atomic>
 #include <mutex>
 #include <set>
+#include <utility>
 
 #include "store/master_client.h"
 #include "store/testing/pool.h"
@@ -243,6 +244,44 @@ TEST_F(MembershipTest, CarriesOutRetirementsAndAcknowledgesThem) {
   const auto running = start();
   ASSERT_TRUE(hears([&](const Heard&) { return acknowledged; }));
   EXPECT_TRUE(owner_.catalogue(*incarnation).empty());
+}
+
+TEST_F(MembershipTest, TellsOnceThatOnlyReadersHoldUpARetirementAndAcknowledgesItWhenTheyHaveLeft) {
+  const auto incarnation = owner_.mount(std::uint64_t{1} << 20);
+  ASSERT_TRUE(incarnation.ok());
+  ASSERT_TRUE(owner_.adopt_term(Term{5}, Deadline::after(seconds(5))).ok());
+  const transfer::ExtentRef ref{*incarnation, 0, 100, {Term{5}, 1}};
+  ASSERT_TRUE(write(ref, "k").ok());
+  auto reader = owner_.begin_read(ref);
+  ASSERT_TRUE(reader.ok());
+  bool ordered = false;
+  int withdrawn = 0;
+  int syncs_since = 0;
+  int acknowledged = 0;
+  sync_ = [&](const wire::NodeSyncRequest& request) {
+    auto reply = in_term(5);
+    syncs_since += withdrawn > 0 ? 1 : 0;
+    withdrawn += request.withdrawn_size();
+    acknowledged += request.acknowledged_size();
+    if (!std::exchange(ordered, true)) {
+      auto& order = *reply.add_retirements();
+      order.set_sequence(77);
+      order.set_incarnation(incarnation->to_bytes());
+      order.set_length(100);
+      order.mutable_version()->set_term(5);
+      order.mutable_version()->set_count(1);
+    }
+    return net::Reply(reply);
+  };
+  const auto running = start();
+  ASSERT_TRUE(hears([&](const Heard&) { return syncs_since >= 3; }));
+  {
+    const std::scoped_lock lock(mutex_);
+    EXPECT_EQ(withdrawn, 1);
+    EXPECT_EQ(acknowledged, 0);
+  }
+  { const auto gone = std::move(*reader); }
+  ASSERT_TRUE(hears([&](const Heard&) { return acknowledged == 1; }));
 }
 
 TEST_F(MembershipTest, SaysGoodbyeWhenItStops) {

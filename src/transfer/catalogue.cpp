@@ -138,10 +138,22 @@ bool Catalogue::has_writer(const std::function<bool(const Extent&)>& which) cons
   return std::ranges::any_of(writing_, [&](const auto& item) { return which(item.second); });
 }
 
+std::vector<std::pair<std::uint64_t, std::uint64_t>> Catalogue::read() const {
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> all;
+  for (const Extents* extents : {&complete_, &leaving_}) {
+    for (const auto& [offset, extent] : *extents) {
+      if (extent.readers > 0) all.emplace_back(offset, extent.length);
+    }
+  }
+  std::ranges::sort(all);
+  return all;
+}
+
 std::vector<CatalogueEntry> Catalogue::entries() const {
   std::vector<CatalogueEntry> all;
-  all.reserve(complete_.size());
+  all.reserve(complete_.size() + leaving_.size());
   for (const auto& [offset, extent] : complete_) all.push_back({extent.key, offset, extent.length, extent.version, extent.root});
+  for (const auto& [offset, extent] : leaving_) all.push_back({{}, offset, extent.length, extent.version, extent.root});
   return all;
 }
 

@@ -15,6 +15,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/ids.h"
@@ -62,13 +63,19 @@ class Catalogue {
   void retire(std::uint64_t offset, Version version, std::vector<AbortHook>& aborts);
   // Whether the extent of this version is still complete here, or its memory still touched by its writer or a reader.
   [[nodiscard]] bool present(std::uint64_t offset, Version version) const;
+  // Nobody finds the extent any more, and only readers hold up its space.
+  [[nodiscard]] bool withdrawn(std::uint64_t offset, Version version) const { return find(leaving_, offset, version) != nullptr; }
   // Cancels the writers that `which` is true for.
   void cancel_writers(const std::function<bool(const Extent&)>& which, std::vector<AbortHook>& aborts);
   [[nodiscard]] bool has_writer(const std::function<bool(const Extent&)>& which) const;
+  [[nodiscard]] bool has_writers() const { return !writing_.empty(); }
   // Nobody writes or reads.
   [[nodiscard]] bool idle() const { return writing_.empty() && leaving_.empty() && pins_ == 0; }
 
+  // The complete extents, and, without a key, those that are only held up by readers.
   [[nodiscard]] std::vector<CatalogueEntry> entries() const;
+  // Offset and length of every extent that somebody reads, ordered.
+  [[nodiscard]] std::vector<std::pair<std::uint64_t, std::uint64_t>> read() const;
   [[nodiscard]] std::uint64_t extents() const { return complete_.size(); }
   [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
 

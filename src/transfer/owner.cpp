@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <set>
 #include <shared_mutex>
 #include <unordered_map>
 #include <utility>
@@ -82,6 +83,24 @@ struct Owner::Segment {
   bool idle() {
     const std::scoped_lock lock(mutex);
     return catalogue.idle();
+  }
+  bool has_writers() {
+    const std::scoped_lock lock(mutex);
+    return catalogue.has_writers();
+  }
+  // Once it is closed and its writers have left: nobody new comes.
+  void free_unread_memory() {
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> read;
+    {
+      const std::scoped_lock lock(mutex);
+      read = catalogue.read();
+    }
+    std::uint64_t at = 0;
+    read.emplace_back(memory->bytes().size(), 0);
+    for (const auto& [offset, length] : read) {
+      memory->discard(at, offset - at);
+      at = offset + length;
+    }
   }
 
   const Incarnation incarnation;
@@ -186,8 +205,9 @@ class Owner::Impl {
     return list;
   }
 
-  // Ends all access and takes the segment out of the registry. Returns its memory.
-  Result<std::shared_ptr<SegmentMemory>> withdraw(const Incarnation& incarnation, Deadline deadline) {
+  // Ends all access and takes the segment out of the registry. Returns its memory. Memory that is not used again and that nobody else frees
+  // may keep its readers.
+  Result<std::shared_ptr<SegmentMemory>> withdraw(const Incarnation& incarnation, bool used_again, Deadline deadline) {
     const auto segment = find(incarnation);
     if (segment == nullptr) return stale(incarnation);
     if (const auto writers = remote(); writers != nullptr) {
@@ -198,7 +218,7 @@ class Owner::Impl {
     MOONPOOL_SYNC_POINT("owner.withdraw.closed");
     const auto left = [&] {
       harvest();
-      return segment->idle();
+      return used_again || segment->memory->lent() ? segment->idle() : !segment->has_writers();
     };
     if (!departures_->wait(left, deadline)) {
       return Status(ErrorCode::kRpcTimeout,
@@ -240,14 +260,21 @@ Result<Incarnation> Owner::mount(MutableBytes memory) {
 }
 
 Status Owner::unmount(const Incarnation& incarnation, Deadline deadline) {
-  const auto memory = impl_->withdraw(incarnation, deadline);
+  const auto memory = impl_->withdraw(incarnation, false, deadline);
   return memory.status();
 }
 
 Result<Incarnation> Owner::remount(const Incarnation& incarnation, Deadline deadline) {
-  auto memory = impl_->withdraw(incarnation, deadline);
+  const auto segment = impl_->find(incarnation);
+  if (segment == nullptr) return Impl::stale(incarnation);
+  const bool may_be_replaced = !segment->memory->lent();
+  auto memory = impl_->withdraw(incarnation, true, may_be_replaced ? deadline.sooner(kReaderPatience) : deadline);
+  if (memory.ok()) return impl_->add(std::move(*memory));
+  if (memory.code() != ErrorCode::kRpcTimeout || !may_be_replaced) return memory.status();
+  memory = impl_->withdraw(incarnation, false, deadline);
   if (!memory.ok()) return memory.status();
-  return impl_->add(std::move(*memory));
+  segment->free_unread_memory();
+  return mount((*memory)->bytes().size());
 }
 
 void Owner::attach(std::shared_ptr<RemoteWriters> writers) {
@@ -355,9 +382,11 @@ std::vector<std::uint64_t> Owner::retire(std::span<const RetirementOrder> orders
     writers->harvest();
   }
   std::vector<AbortHook> aborts;
+  std::set<std::uint64_t> awaited;
   {
     const std::scoped_lock retirements(impl_->retirements_mutex_);
     for (const auto& order : orders) {
+      awaited.insert(order.sequence);
       const auto segment = impl_->find(order.extent.incarnation);
       impl_->retirements_.insert_or_assign(order.sequence, Impl::PendingRetirement{segment, order.extent.offset, order.extent.version});
       if (segment == nullptr) continue;
@@ -380,12 +409,24 @@ std::vector<std::uint64_t> Owner::retire(std::span<const RetirementOrder> orders
         if (order.segment->catalogue.present(order.offset, order.version)) return false;
       }
       complete.push_back(sequence);
+      awaited.erase(sequence);
       return true;
     });
-    return impl_->retirements_.empty();
+    return orders.empty() ? impl_->retirements_.empty() : awaited.empty();
   };
   (void)impl_->departures_->wait(collect, deadline);  // what is not complete by then is returned by a later call
   return complete;
+}
+
+std::vector<std::uint64_t> Owner::withdrawn() const {
+  std::vector<std::uint64_t> list;
+  const std::scoped_lock retirements(impl_->retirements_mutex_);
+  for (const auto& [sequence, order] : impl_->retirements_) {
+    if (order.segment == nullptr) continue;
+    const std::scoped_lock lock(order.segment->mutex);
+    if (order.segment->catalogue.withdrawn(order.offset, order.version)) list.push_back(sequence);
+  }
+  return list;
 }
 
 void Owner::set_oldest_grant(Version version) {

@@ -19,6 +19,7 @@
 // serves it. Pins keep their segment's memory mapped, so one that is late is late, never a crash (lent memory excepted).
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -38,9 +39,9 @@ class Server;
 
 namespace moonpool::transfer {
 
-// A complete extent, as reported to the master.
+// A complete extent, as reported to the master; or one that was retired and is still read, so that its space is not free.
 struct CatalogueEntry {
-  std::string key;
+  std::string key;  // empty: retired
   std::uint64_t offset = 0;
   std::uint64_t length = 0;
   Version version;
@@ -67,6 +68,8 @@ class SegmentMemory;
 
 class Owner {
  public:
+  static constexpr std::chrono::seconds kReaderPatience{1};
+
   Owner();
   ~Owner();
   Owner(const Owner&) = delete;
@@ -76,10 +79,13 @@ class Owner {
   [[nodiscard]] Result<Incarnation> mount(std::uint64_t size);
   // Lends memory of the caller's, which must stay valid until unmount() has returned.
   [[nodiscard]] Result<Incarnation> mount(MutableBytes memory);
-  // Stops all access (aborting writers and readers, waiting until they have left) and frees the memory. kStaleIncarnation when it is not
-  // mounted; kRpcTimeout when somebody has not left in time: all further access is refused already, and the call may be repeated.
+  // Stops all access (aborting writers and readers, waiting until they have left) and frees the memory. Readers of memory that we mapped
+  // are not waited for: it is freed when the last has left. kStaleIncarnation when it is not mounted; kRpcTimeout when somebody has not
+  // left in time: all further access is refused already, and the call may be repeated.
   Status unmount(const Incarnation& incarnation, Deadline deadline);
-  // The same memory, emptied, under a new incarnation: the old one was fenced by the master. Errors as unmount().
+  // The same memory, emptied, under a new incarnation: the old one was fenced by the master. Readers are waited for, but not longer than
+  // kReaderPatience when the memory was mapped by us: views last as long as their users like, so they keep their pages, and the segment
+  // goes on with other memory in place of the old. Errors as unmount(), and mount().
   [[nodiscard]] Result<Incarnation> remount(const Incarnation& incarnation, Deadline deadline);
   [[nodiscard]] std::vector<SegmentStatus> segments() const;
 
@@ -90,9 +96,13 @@ class Owner {
   [[nodiscard]] std::vector<CatalogueEntry> catalogue(const Incarnation& incarnation) const;
 
   // Starts the retirements (repeating one is harmless) and returns the sequences of all orders, old and new, that are complete by now
-  // or become so within the deadline. Orders for unknown incarnations are complete at once. Returned sequences are forgotten; those of
-  // an older term are forgotten by adopt_term, because sequences belong to one master.
+  // or become so while these are waited for, within the deadline (while all are, when none is given). Orders for unknown incarnations are
+  // complete at once. Returned sequences are forgotten; those of an older term are forgotten by adopt_term, because sequences belong to one
+  // master.
   [[nodiscard]] std::vector<std::uint64_t> retire(std::span<const RetirementOrder> orders, Deadline deadline);
+  // Those orders that are complete but for readers, who may take their time (a view lasts as long as its user likes): nobody finds the
+  // extent any more, and nobody will, but its space is not free.
+  [[nodiscard]] std::vector<std::uint64_t> withdrawn() const;
   // Grants older than this are refused from now on (their writers are stopped), and what was remembered of them is forgotten.
   void set_oldest_grant(Version version);
 

@@ -243,6 +243,40 @@ TEST_F(OwnerTest, ARetirementWaitsForReadersAndItsRangeStaysClosedUntilThen) {
   EXPECT_TRUE(put(extent(50, 100, 2), std::byte{2}).ok());
 }
 
+TEST_F(OwnerTest, WhatOnlyReadersHoldUpIsWithdrawnAndReportedWithoutItsKey) {
+  const auto read = extent(0, 100, 1);
+  const auto written = extent(4096, 100, 2);
+  ASSERT_TRUE(put(read, std::byte{1}).ok());
+  auto reader = owner_.begin_read(read);
+  auto writer = owner_.begin_write(written, [] {});
+  ASSERT_TRUE(reader.ok() && writer.ok());
+  EXPECT_EQ(retire(5, read, now()), Sequences{});
+  EXPECT_EQ(retire(6, written, now()), Sequences{});
+  EXPECT_EQ(owner_.withdrawn(), Sequences{5}) << "a writer has to leave first";
+  // A new master has to hear that the space is not free, and must not bring the object back.
+  ASSERT_EQ(owner_.catalogue(incarnation_).size(), 1U);
+  EXPECT_EQ(owner_.catalogue(incarnation_)[0].key, "");
+  EXPECT_EQ(owner_.catalogue(incarnation_)[0].length, 100U);
+  EXPECT_EQ(owner_.catalogue(incarnation_)[0].version, read.version);
+  { const auto gone = std::move(*reader); }
+  { const auto gone = std::move(*writer); }
+  EXPECT_EQ(owner_.withdrawn(), Sequences{});
+  EXPECT_EQ(owner_.retire({}, now()), (Sequences{5, 6}));
+  EXPECT_TRUE(owner_.catalogue(incarnation_).empty());
+}
+
+TEST_F(OwnerTest, NewRetirementsDoNotWaitForThoseThatAReaderHoldsUp) {
+  const auto viewed = extent(0, 100, 1);
+  const auto other = extent(4096, 100, 2);
+  ASSERT_TRUE(put(viewed, std::byte{1}).ok() && put(other, std::byte{2}).ok());
+  auto reader = owner_.begin_read(viewed);
+  ASSERT_TRUE(reader.ok());
+  EXPECT_EQ(retire(5, viewed, now()), Sequences{});
+  const auto start = Deadline::Clock::now();
+  EXPECT_EQ(retire(6, other, soon()), Sequences{6});
+  EXPECT_LT(Deadline::Clock::now() - start, seconds(5));
+}
+
 TEST_F(OwnerTest, SettingTheOldestGrantStopsOlderWriters) {
   bool aborted = false;
   auto pin = owner_.begin_write(extent(0, 100, 1), [&] { aborted = true; });
@@ -277,6 +311,27 @@ TEST_F(OwnerTest, UnmountRefusesNewAccessAbortsOldAndWaitsForIt) {
   EXPECT_TRUE(owner_.segments().empty());
 }
 
+TEST_F(OwnerTest, AnUnmountDoesNotWaitForReadersOfMappedMemoryWhichStaysWhileTheyDo) {
+  const auto ref = extent(0, 100, 1);
+  ASSERT_TRUE(put(ref, std::byte{1}).ok());
+  auto reader = owner_.begin_read(ref);
+  ASSERT_TRUE(reader.ok());
+  EXPECT_TRUE(owner_.unmount(incarnation_, now()).ok());
+  EXPECT_EQ(reader->memory()[99], std::byte{1});
+}
+
+TEST_F(OwnerTest, AnUnmountWaitsForReadersOfLentMemory) {
+  std::vector<std::byte> mine(1000);
+  incarnation_ = *owner_.mount(mine);
+  const auto ref = extent(0, 100, 1);
+  ASSERT_TRUE(put(ref, std::byte{1}).ok());
+  auto reader = owner_.begin_read(ref);
+  ASSERT_TRUE(reader.ok());
+  EXPECT_EQ(owner_.unmount(incarnation_, now()).code(), ErrorCode::kRpcTimeout);
+  { const auto gone = std::move(*reader); }
+  EXPECT_TRUE(owner_.unmount(incarnation_, now()).ok());
+}
+
 TEST_F(OwnerTest, RemountGivesTheSameMemoryEmptyUnderANewNameOnceReadersHaveLeft) {
   const auto ref = extent(0, 100, 1);
   ASSERT_TRUE(put(ref, std::byte{1}).ok());
@@ -296,6 +351,29 @@ TEST_F(OwnerTest, RemountGivesTheSameMemoryEmptyUnderANewNameOnceReadersHaveLeft
   EXPECT_EQ(owner_.begin_read(ref).code(), ErrorCode::kStaleIncarnation) << "an old description never reads new bytes";
   incarnation_ = *fresh;
   EXPECT_TRUE(put(extent(0, 100, 3), std::byte{3}).ok()) << "the new mounting follows the current term";
+}
+
+TEST_F(OwnerTest, ARemountLeavesViewsTheirBytesAndGoesOnWithOtherMemory) {
+  const std::uint64_t page = 4096;
+  const auto viewed = extent(page + 10, 5 * page, 1);
+  const auto retired = extent(20 * page, 100, 2);
+  ASSERT_TRUE(put(viewed, std::byte{1}).ok() && put(retired, std::byte{2}).ok() && put(extent(40 * page, 100, 3), std::byte{3}).ok());
+  const auto* const old = reinterpret_cast<const std::byte*>(owner_.segments()[0].base);
+  const auto size = owner_.segments()[0].size;
+  auto view = owner_.begin_read(viewed);
+  auto leaving = owner_.begin_read(retired);
+  ASSERT_TRUE(view.ok() && leaving.ok());
+  EXPECT_EQ(retire(7, retired, now()), Sequences{});
+  const auto fresh = owner_.remount(incarnation_, soon());
+  ASSERT_TRUE(fresh.ok()) << fresh.status().to_string();
+  EXPECT_EQ(owner_.segments()[0].size, size);
+  EXPECT_NE(reinterpret_cast<const std::byte*>(owner_.segments()[0].base), old);
+  EXPECT_EQ(owner_.begin_read(viewed).code(), ErrorCode::kStaleIncarnation);
+  incarnation_ = *fresh;
+  for (const auto& ref : {extent(page + 10, 5 * page, 4), extent(20 * page, 100, 5)}) EXPECT_TRUE(put(ref, std::byte{9}).ok());
+  EXPECT_TRUE(std::ranges::all_of(view->memory(), [](std::byte b) { return b == std::byte{1}; }));
+  EXPECT_TRUE(std::ranges::all_of(leaving->memory(), [](std::byte b) { return b == std::byte{2}; }));
+  EXPECT_EQ(old[40 * page], std::byte{0}) << "what nobody looks at was given back";
 }
 
 TEST_F(OwnerTest, LentMemoryIsServedInPlace) {

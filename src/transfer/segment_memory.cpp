@@ -84,11 +84,26 @@ std::shared_ptr<SegmentMemory> SegmentMemory::lend(MutableBytes memory) {
 SegmentMemory::SegmentMemory(SharedMemory shared, MutableBytes bytes, bool mapped)
     : shared_(std::move(shared)), bytes_(bytes), mapped_(mapped), wanted_(mapped ? std::min(kTouchAhead, bytes.size()) : 0) {}
 
-SegmentMemory::~SegmentMemory() {
+void SegmentMemory::stop_touching() {
   stop_ = true;
   wanted_.fetch_add(1);  // wakes a toucher that waits for more to do
   wanted_.notify_all();
   if (toucher_.joinable()) toucher_.join();
+}
+
+void SegmentMemory::discard(std::uint64_t offset, std::uint64_t length) {
+  if (!mapped_) return;
+  stop_touching();
+  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const std::uint64_t first = (offset + page - 1) / page * page;
+  const std::uint64_t end = (offset + length) / page * page;
+  if (first >= end) return;
+  // Only an economy: where it is refused the pages stay until the last reader has left.
+  ::madvise(bytes_.data() + first, end - first, shared_.bytes().empty() ? MADV_DONTNEED : MADV_REMOVE);
+}
+
+SegmentMemory::~SegmentMemory() {
+  stop_touching();
   if (mapped_ && shared_.bytes().empty()) ::munmap(bytes_.data(), bytes_.size());
 }
 

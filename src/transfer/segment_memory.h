@@ -34,12 +34,18 @@ class SegmentMemory {
   [[nodiscard]] MutableBytes bytes() const { return bytes_; }
   // To be sent to a peer; -1 when this memory cannot be shared.
   [[nodiscard]] int fd() const { return shared_.fd(); }
+  // By a caller, who frees it.
+  [[nodiscard]] bool lent() const { return !mapped_; }
   // The background touch has reached what was asked for, with its lead (or was never needed).
   [[nodiscard]] bool touched() const { return touched_.load(std::memory_order_acquire) >= wanted_.load(std::memory_order_acquire); }
   // Bytes up to `end` are about to be written: keeps the lead. Two atomic loads when there is nothing to do.
   void want(std::size_t end);
+  // Gives the whole pages of this range back to the system, in all processes that share them, and touches nothing any more. For memory that
+  // is about to go, but for what some still look at.
+  void discard(std::uint64_t offset, std::uint64_t length);
 
  private:
+  void stop_touching();
   SegmentMemory(SharedMemory shared, MutableBytes bytes, bool mapped);
   void touch();
 

@@ -1,6 +1,5 @@
 """Real programs of the installed wheel on free ports, ended by process id, and stores set up on them."""
 
-
 from __future__ import annotations
 
 import contextlib
@@ -87,6 +86,26 @@ class Master(Program):
         argv = [str(BIN / "mooncake_master"), "--port", str(self.port), "--rpc_address=127.0.0.1", f"-metrics_port={self.admin_port}"]
         super().__init__([*argv, "--metrics_host", "127.0.0.1", *flags], folder / f"master-{self.port}.log", env)
         self.ready(lambda: http_ok(f"http://127.0.0.1:{self.admin_port}/health"))
+
+
+NODE = """
+import signal, sys
+from mooncake.store import MooncakeDistributedStore
+store = MooncakeDistributedStore()
+assert store.setup("127.0.0.1", "P2PHANDSHAKE", int(sys.argv[2]), 0, "tcp", "", sys.argv[1]) == 0
+print(store.get_hostname(), flush=True)
+signal.sigwait([signal.SIGTERM])
+store.close()
+"""
+
+
+class Node(Program):
+    """A process that lends `segment` bytes to the pool, so that data really crosses between processes."""
+
+    def __init__(self, folder: Path, address: str, segment: int, env: dict[str, str] | None = None) -> None:
+        super().__init__([sys.executable, "-c", NODE, address, str(segment)], folder / f"node-{len(list(folder.iterdir()))}.log", env)
+        self.ready(lambda: self.log.read_text().endswith("\n"))
+        self.hostname = self.log.read_text().split()[-1]
 
 
 def set_up(address: str, segment: int = 64 * MIB, metadata: str = "P2PHANDSHAKE", **extra: object):

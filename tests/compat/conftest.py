@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from compat_programs import MIB, Master, Program, set_up  # noqa: E402
+from compat_programs import MIB, Master, Node, set_up  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -29,22 +29,14 @@ def own_master(tmp_path: Path) -> Iterator[Master]:
 
 
 @pytest.fixture(scope="session")
-def other_node(master: Master, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """A second client process that lends memory, so that data really crosses between processes."""
-    code = (
-        "import sys, signal; from mooncake.store import MooncakeDistributedStore as S; s = S(); "
-        f"assert s.setup('127.0.0.1', 'P2PHANDSHAKE', {128 * MIB}, 0, 'tcp', '', '{master.address}') == 0; "
-        "print(s.get_hostname(), flush=True); signal.sigwait([signal.SIGTERM])"
-    )
-    program = Program([sys.executable, "-c", code], tmp_path_factory.mktemp("node") / "node.log")
-    program.ready(lambda: ":" in program.log.read_text())
-    program.hostname = program.log.read_text().split()[-1]
+def other_node(master: Master, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    program = Node(tmp_path_factory.mktemp("node"), master.address, 128 * MIB)
     yield program
     program.kill()
 
 
 @pytest.fixture(scope="session")
-def shared_store(master: Master, other_node: Program) -> Iterator[object]:
+def shared_store(master: Master, other_node: Node) -> Iterator[object]:
     """Lends nothing itself: every value lies in the other process."""
     store = set_up(master.address, segment=0)
     yield store

@@ -31,6 +31,16 @@ def nanoseconds(call: Callable[[], object], repeat: int = 200, rounds: int = 9) 
     return best
 
 
+def best_until(wanted: float, once: Callable[[], float], tries: int = 10) -> float:
+    """The best of a few, no more than it takes: other programs may have had the processor."""
+    best = float("inf")
+    for _ in range(tries):
+        best = min(best, once())
+        if best < wanted:
+            break
+    return best
+
+
 def names(count: int) -> list[str]:
     return [f"model@tp_rank:0@group:0@{i:032x}" for i in range(count)]
 
@@ -75,9 +85,9 @@ def test_addresses_and_sizes_of_many_pieces_are_read_quickly() -> None:
 def test_the_import_is_light() -> None:
     """Measured as processor time: what other programs do meanwhile is not the import's."""
     code = "import time; start = time.process_time(); import mooncake.store; print(time.process_time() - start)"
-    seconds = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(5)]
-    print(f"\nimport mooncake.store: {min(seconds) * 1000:.1f} ms")
-    assert min(seconds) < 0.1
+    best = best_until(0.05, lambda: float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout))
+    print(f"\nimport mooncake.store: {best * 1000:.1f} ms")
+    assert best < 0.05
     listed = subprocess.run(
         [sys.executable, "-c", "import sys; before = set(sys.modules); import mooncake.store; print(*(set(sys.modules) - before))"],
         capture_output=True, text=True, check=True,
@@ -90,14 +100,17 @@ def test_setting_up_four_gibibytes_does_not_wait_for_its_memory(master) -> None:
         available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     if available < 6 * MIB:  # in KiB
         pytest.skip("needs 6 GiB of free memory")
-    best = float("inf")
-    for _ in range(3):
+
+    def once() -> float:
         start = time.perf_counter()
         store = set_up(master.address, segment=4 << 30)
-        best = min(best, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
         store.close()
+        return seconds
+
+    best = best_until(0.1, once)
     print(f"\nsetup with a segment of 4 GiB: {best * 1000:.0f} ms")
-    assert best < 1
+    assert best < 0.1
 
 
 def test_other_threads_run_python_while_bytes_move(store) -> None:

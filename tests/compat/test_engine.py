@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
@@ -312,6 +313,74 @@ def test_several_engines_of_one_process_reach_each_other_and_themselves() -> Non
         assert [engine.free_managed_buffer(buffer, MIB) for buffer in own] == [0, 0]
 
 
+def test_a_transfer_may_use_several_ranges_of_memory_on_both_sides() -> None:
+    ours, theirs = TransferEngine(), TransferEngine()
+    memory = []
+    for engine in (ours, theirs):
+        assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0
+        arrays = [numpy.frombuffer(bytearray(os.urandom(size)), dtype=numpy.uint8) for size in (100_000, 1000, 50_000)]
+        assert engine.batch_register_memory([a.ctypes.data for a in arrays], [a.nbytes for a in arrays]) == 0
+        memory.append(arrays)
+    session = f"127.0.0.1:{theirs.get_rpc_port()}"
+    here, there = ([a.ctypes.data for a in arrays] for arrays in memory)
+    assert ours.get_first_buffer_address(session) in there
+    # Crosswise, and one range twice.
+    sources, targets, lengths = [here[0] + 7, here[2], here[1], here[0]], [there[2], there[0] + 60_000, there[0], there[1] + 999], [40_000, 30_000, 1000, 1]
+    assert ours.batch_transfer_sync_write(session, sources, targets, lengths) == 0
+    for source, target, length in zip(sources, targets, lengths, strict=True):
+        assert ctypes.string_at(source, length) == ctypes.string_at(target, length)
+    for call in (ours.batch_transfer_async_write, ours.batch_transfer_async_read):
+        assert ours.get_batch_transfer_status([call(session, sources, targets, lengths) for _ in range(3)]) == 0
+    # One piece that leaves its range fails the whole, and nothing of it is moved.
+    before = [a.tobytes() for a in memory[1]]
+    assert ours.batch_transfer_sync_write(session, [here[2], here[0]], [there[2], there[1]], [100, 1001]) == -1
+    assert [a.tobytes() for a in memory[1]] == before
+    assert theirs.unregister_memory(there[0]) == 0
+    assert ours.transfer_sync_read(session, here[0], there[0], 10) == -1, "what is no longer registered is out of reach"
+    assert ours.transfer_sync_read(session, here[0], there[2], 10) == 0
+
+
+def test_every_call_takes_its_optional_arguments(engine, peer, local) -> None:
+    session, at = f"127.0.0.1:{peer.port}", local.ctypes.data
+    hint = {"transport_hint": "tcp"}
+    assert engine.transfer_sync_write(session, at, peer.buffer, 100, **hint) == 0
+    assert engine.transfer_sync_read(session, at, peer.buffer, 100, **hint) == 0
+    assert engine.transfer_sync(session, at, peer.buffer, 100, TransferOpcode.Read, None, "tcp") == 0
+    assert engine.batch_transfer_sync_write(session, [at], [peer.buffer], [100], **hint) == 0
+    assert engine.batch_transfer_sync_read(session, [at], [peer.buffer], [100], **hint) == 0
+    assert engine.batch_transfer_sync(session, [at], [peer.buffer], [100], TransferOpcode.Write, None, "tcp") == 0
+    ids = [
+        engine.batch_transfer_async_write(session, [at], [peer.buffer], [100], **hint),
+        engine.batch_transfer_async_read(session, [at], [peer.buffer], [100], **hint),
+        engine.batch_transfer_async(session, [at], [peer.buffer], [100], TransferOpcode.Read, **hint),
+    ]
+    assert all(ids) and engine.get_batch_transfer_status(ids) == 0
+    submitted = engine.transfer_submit_write(session, at, peer.buffer, 100, **hint)
+    wait_until(lambda: engine.transfer_check_status(submitted) == 1, "the write is done")
+    other = numpy.zeros(100, dtype=numpy.uint8)
+    assert engine.register_memory(other.ctypes.data, 100, location="cpu:0") == 0
+    assert engine.batch_unregister_memory([other.ctypes.data]) == 0
+    assert isinstance(json.loads(engine.get_local_topology()), dict) and isinstance(json.loads(engine.get_local_topology("mlx5_0")), dict)
+
+
+def test_initialize_ext_takes_the_kind_of_the_metadata_server_last(tmp_path, peer, capfd) -> None:
+    engine = TransferEngine()
+    assert engine.initialize_ext("127.0.0.1", "", "tcp", "", "ectd") == -1
+    assert "did you mean 'etcd'?" in capfd.readouterr().err
+    assert engine.initialize_ext("127.0.0.1", "", "tcp", "", "P2PHANDSHAKE") == 0
+    assert engine.send_probe(f"127.0.0.1:{peer.port}") == 0
+    url, program = _http(tmp_path)
+    try:
+        named = TransferEngine()
+        name = f"127.0.0.1:{free_port()}"
+        assert named.initialize_ext(name, url.removeprefix("http://"), "tcp", "", "http") == 0
+        asker = TransferEngine()
+        assert asker.initialize("127.0.0.1", url, "tcp", "") == 0
+        assert asker.send_probe(name) == 0
+    finally:
+        program.kill()
+
+
 def test_transfers_from_many_threads_arrive_whole(engine, peer) -> None:
     session, share, failures = f"127.0.0.1:{peer.port}", SIZE // 64, []
     array = numpy.zeros(SIZE, dtype=numpy.uint8)
@@ -348,7 +417,7 @@ def test_transfer_engine_bench_takes_the_flags_that_users_know(tmp_path, operati
         target.ready(lambda: "--segment_id=" in target.log.read_text())
         session = target.log.read_text().partition("--segment_id=")[2].split()[0]
         flags = [f"--segment_id={session}", f"--operation={operation}", "--threads=4", "--block_size=65536", "--batch_size=16", "--duration=1"]
-        report = ["--report_unit=MiB", "--report_precision=3", "--auto_discovery=false", "--nic_priority_matrix="]
+        report = ["--device_name=", "--report_unit=MiB", "--report_precision=3", "--auto_discovery=false", "--nic_priority_matrix="]
         done = subprocess.run([bench, "--mode=initiator", *common, *flags, *report], capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         line = next(line for line in done.stdout.splitlines() if line.startswith("Test completed: "))

@@ -66,8 +66,10 @@ ShmTransport::Known ShmTransport::connect(const Peer& peer) const {
   }
   known.ask_again = Deadline::after(kAskAgain);
   const bool nobody = link.code() == ErrorCode::kUnavailable;
-  known.reason = !nobody ? link.status().message()
-                         : (is_this_host(peer.endpoint.host) ? "no common Unix socket namespace, or the node has gone" : "other host");
+  known.reason =
+      !nobody ? link.status().message()
+              : (is_this_host(peer.endpoint.host) ? "no common Unix socket namespace, or the node does not share its memory or has gone"
+                                                  : "other host");
   log::debug("no shared memory with the node {} at {}: {} ({})", peer.node.to_string(), peer.endpoint.to_string(), known.reason,
              link.status().message());
   return known;
