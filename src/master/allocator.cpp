@@ -43,7 +43,7 @@ std::uint32_t ExtentAllocator::first_of_larger_class(std::uint32_t units) const 
     second = 0;
     if (++first == kFirst) return kNone;
   }
-  if (const auto row = second_bitmap_[first] & (~0U << second); row != 0) return lists_[first][std::countr_zero(row)];
+  if (const auto row = second_bitmap_[first] & (~0ULL << second); row != 0) return lists_[first][std::countr_zero(row)];
   if (first + 1 == kFirst) return kNone;
   const auto rows = first_bitmap_ & (~0U << (first + 1));
   if (rows == 0) return kNone;
@@ -51,15 +51,25 @@ std::uint32_t ExtentAllocator::first_of_larger_class(std::uint32_t units) const 
   return lists_[row][std::countr_zero(second_bitmap_[row])];
 }
 
-std::uint32_t ExtentAllocator::find(std::uint32_t units) const {
-  if (const auto sure = first_of_larger_class(units); sure != kNone) return sure;
-  const auto [first, second] = class_of(units);
-  auto candidate = lists_[first][second];
-  for (int tried = 0; candidate != kNone && tried < kScan; ++tried) {
-    if (blocks_[candidate].units >= units) return candidate;
-    candidate = blocks_[candidate].list_next;
+std::uint32_t ExtentAllocator::scan(std::uint32_t head, std::uint32_t units, int limit) const {
+  auto best = kNone;
+  auto best_units = ~0U;
+  for (auto candidate = head; candidate != kNone && limit > 0; candidate = blocks_[candidate].list_next, --limit) {
+    const auto has = blocks_[candidate].units;
+    if (has < units || has >= best_units) continue;
+    best = candidate;
+    best_units = has;
+    if (has == units) break;
   }
-  return kNone;
+  return best;
+}
+
+std::uint32_t ExtentAllocator::find(std::uint32_t units) const {
+  const auto [first, second] = class_of(units);
+  const auto own = lists_[first][second];
+  if (const auto close = scan(own, units, kScan); close != kNone) return close;
+  if (const auto sure = scan(first_of_larger_class(units), units, kScan); sure != kNone) return sure;
+  return scan(own, units, kLastScan);
 }
 
 std::optional<std::uint64_t> ExtentAllocator::allocate(std::uint64_t length) {
@@ -170,7 +180,7 @@ void ExtentAllocator::list_insert(std::uint32_t index) {
   block.list_next = lists_[first][second];
   if (block.list_next != kNone) blocks_[block.list_next].list_previous = index;
   lists_[first][second] = index;
-  second_bitmap_[first] |= 1U << second;
+  second_bitmap_[first] |= 1ULL << second;
   first_bitmap_ |= 1U << first;
   if (!sealed_) free_by_start_.insert_or_assign(block.start, index);
 }
@@ -183,7 +193,7 @@ void ExtentAllocator::list_remove(std::uint32_t index) {
   } else {
     lists_[first][second] = block.list_next;
     if (block.list_next == kNone) {
-      second_bitmap_[first] &= ~(1U << second);
+      second_bitmap_[first] &= ~(1ULL << second);
       if (second_bitmap_[first] == 0) first_bitmap_ &= ~(1U << first);
     }
   }
