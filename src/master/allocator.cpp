@@ -28,6 +28,12 @@ std::uint64_t ExtentAllocator::rounded(std::uint64_t length) const {
   return (length / granule_ + (length % granule_ != 0 ? 1 : 0)) * granule_;
 }
 
+std::size_t ExtentAllocator::index_part(std::uint32_t start) {
+  std::uint64_t mixed = (start + 1) * 0xBF58476D1CE4E5B9ULL;
+  mixed = (mixed ^ (mixed >> 29)) * 0x94D049BB133111EBULL;
+  return mixed >> (64 - kIndexPartBits);
+}
+
 ExtentAllocator::Class ExtentAllocator::class_of(std::uint32_t units) {
   if (units < kSecond) return {0, units};
   const auto top = static_cast<unsigned>(std::bit_width(units)) - 1;
@@ -124,16 +130,20 @@ void ExtentAllocator::take(std::uint32_t index, std::uint32_t start, std::uint32
   block.start = start;
   block.units = units;
   block.free = false;
-  by_offset_.emplace(start, index);
+  index_of(start).emplace(start, index);
+  ++allocations_;
   used_units_ += units;
 }
 
 bool ExtentAllocator::free(std::uint64_t offset) {
   if (offset % granule_ != 0 || offset / granule_ >= units_) return false;
-  const auto found = by_offset_.find(static_cast<std::uint32_t>(offset / granule_));
-  if (found == by_offset_.end()) return false;
+  const auto start = static_cast<std::uint32_t>(offset / granule_);
+  auto& table = index_of(start);
+  const auto found = table.find(start);
+  if (found == table.end()) return false;
   const auto index = found->second;
-  by_offset_.erase(found);
+  table.erase(found);
+  --allocations_;
   used_units_ -= blocks_[index].units;
   blocks_[index].free = true;
   if (const auto before = blocks_[index].before; before != kNone && blocks_[before].free) {
@@ -203,7 +213,7 @@ void ExtentAllocator::list_remove(std::uint32_t index) {
 }
 
 bool ExtentAllocator::consistent() const {
-  if (units_ == 0) return by_offset_.empty() && used_units_ == 0;
+  if (units_ == 0) return allocations_ == 0 && used_units_ == 0;
   std::size_t listed = 0;
   for (unsigned first = 0; first < kFirst; ++first) {
     if (((first_bitmap_ >> first) & 1U) != (second_bitmap_[first] != 0 ? 1U : 0U)) return false;
@@ -225,19 +235,21 @@ bool ExtentAllocator::consistent() const {
   std::uint64_t position = 0;
   std::uint64_t used = 0;
   std::size_t free_count = 0;
+  std::size_t used_count = 0;
   bool previous_free = false;
   for (auto index = head; index != kNone; index = blocks_[index].after) {
     const Block& block = blocks_[index];
     if (block.start != position || block.units == 0 || (block.free && previous_free)) return false;
-    const auto entry = by_offset_.find(block.start);
-    if (block.free != (entry == by_offset_.end())) return false;
+    const auto& table = index_of(block.start);
+    const auto entry = table.find(block.start);
+    if (block.free != (entry == table.end()) || (!block.free && entry->second != index)) return false;
     if (block.after != kNone && blocks_[block.after].before != index) return false;
     position += block.units;
     used += block.free ? 0 : block.units;
-    free_count += block.free ? 1 : 0;
+    (block.free ? free_count : used_count) += 1;
     previous_free = block.free;
   }
-  return position == units_ && used == used_units_ && free_count == listed;
+  return position == units_ && used == used_units_ && free_count == listed && used_count == allocations_;
 }
 
 }  // namespace moonpool::master

@@ -38,7 +38,7 @@ class ExtentAllocator {
   [[nodiscard]] std::uint64_t capacity() const { return std::uint64_t{units_} * granule_; }
   [[nodiscard]] std::uint64_t used() const { return std::uint64_t{used_units_} * granule_; }
   [[nodiscard]] std::uint64_t free_bytes() const { return capacity() - used(); }
-  [[nodiscard]] std::size_t allocations() const { return by_offset_.size(); }
+  [[nodiscard]] std::size_t allocations() const { return allocations_; }
   [[nodiscard]] std::uint64_t granule() const { return granule_; }
   // What `length` costs: whole granules.
   [[nodiscard]] std::uint64_t rounded(std::uint64_t length) const;
@@ -61,10 +61,18 @@ class ExtentAllocator {
     std::uint32_t list_next = kNone;
     bool free = false;
   };
+  // Start of each used block -> its index. In parts, because a table that grows is copied within one call: of seven million
+  // blocks in one table that held every put up for 0.1 s. Chosen by a hash that scatters, so that they do not all grow at once.
+  using Index = boost::unordered_flat_map<std::uint32_t, std::uint32_t>;
+  static constexpr unsigned kIndexPartBits = 7;
+  static constexpr std::size_t kIndexParts = 1U << kIndexPartBits;
   struct Class {
     unsigned first;
     unsigned second;
   };
+  [[nodiscard]] Index& index_of(std::uint32_t start) { return by_offset_[index_part(start)]; }
+  [[nodiscard]] const Index& index_of(std::uint32_t start) const { return by_offset_[index_part(start)]; }
+  [[nodiscard]] static std::size_t index_part(std::uint32_t start);
   [[nodiscard]] static Class class_of(std::uint32_t units);
   // The smallest block that fits among the first `limit` of a list.
   [[nodiscard]] std::uint32_t scan(std::uint32_t head, std::uint32_t units, int limit) const;
@@ -86,8 +94,9 @@ class ExtentAllocator {
   std::uint32_t first_bitmap_ = 0;
   std::array<std::uint64_t, kFirst> second_bitmap_{};
   std::array<std::array<std::uint32_t, kSecond>, kFirst> lists_{};
-  boost::unordered_flat_map<std::uint32_t, std::uint32_t> by_offset_;  // start of each used block -> its index
-  std::map<std::uint32_t, std::uint32_t> free_by_start_;               // only until seal()
+  std::array<Index, kIndexParts> by_offset_;
+  std::size_t allocations_ = 0;
+  std::map<std::uint32_t, std::uint32_t> free_by_start_;  // only until seal()
   bool sealed_ = false;
 };
 
