@@ -1,5 +1,6 @@
-// What fragmentation costs: a segment's allocator is filled with a mix of sizes, then kept full by random replacement, as a pool is that
-// evicts.
+// What fragmentation costs: a segment's allocator is filled with a mix of sizes, then kept full by replacement: of random objects, the
+// worst case, since what is free is then strewn all over; and for the hardest mixes of the oldest, which is what the pool's eviction takes
+// when nothing is read again.
 //
 //   allocator_churn [--quick]
 // prints one JSON line a mix: the share of the segment that was free when the first allocation failed (lost_first), and in the churn after
@@ -9,6 +10,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <deque>
 #include <functional>
 #include <random>
 #include <string_view>
@@ -28,6 +30,8 @@ constexpr std::uint64_t kMib = 1024 * kKib;
 struct Mix {
   const char* name;
   std::function<std::uint64_t(Random&)> size;
+  bool small = false;  // in a smaller segment, so that the number of objects stays in the millions
+  bool oldest_first = false;
 };
 
 std::uint64_t log_uniform(Random& random, double least, double most) {
@@ -38,6 +42,8 @@ std::uint64_t log_uniform(Random& random, double least, double most) {
 std::uint64_t one_of(Random& random, const std::vector<std::uint64_t>& sizes) { return sizes[random() % sizes.size()]; }
 
 std::vector<Mix> mixes() {
+  const auto medium = [](Random& r) { return log_uniform(r, 4.0 * kKib, 16.0 * kMib); };
+  const auto small = [](Random& r) { return log_uniform(r, 256, 64.0 * kKib); };
   return {
       {"one size, a vLLM block (2.8 MiB)", [](Random&) { return 30 * 96 * kKib; }},
       {"two models' blocks (2.8 MiB, 1.1 MiB)",
@@ -48,8 +54,10 @@ std::vector<Mix> mixes() {
        [](Random& r) {
          return one_of(r, {4 * kKib, 64 * kKib, kMib, 16 * kMib});
        }},
-      {"log-uniform 4 KiB to 16 MiB", [](Random& r) { return log_uniform(r, 4.0 * kKib, 16.0 * kMib); }},
-      {"log-uniform 256 B to 64 KiB", [](Random& r) { return log_uniform(r, 256, 64.0 * kKib); }},
+      {"log-uniform 4 KiB to 16 MiB", medium},
+      {"log-uniform 256 B to 64 KiB", small, true},
+      {"log-uniform 4 KiB to 16 MiB, oldest out first", medium, false, true},
+      {"log-uniform 256 B to 64 KiB, oldest out first", small, true, true},
   };
 }
 
@@ -80,7 +88,7 @@ class Churn {
     return free_share();
   }
 
-  // Replaces `count` objects by new ones, evicting random ones whenever an allocation fails.
+  // Replaces `count` objects by new ones, evicting others whenever an allocation fails.
   void replace(std::uint64_t count) {
     for (std::uint64_t i = 0; i < count; ++i) {
       const std::uint64_t size = mix_.size(random_);
@@ -108,9 +116,10 @@ class Churn {
     return offset.has_value();
   }
   void evict_one() {
-    std::swap(held_[random_() % held_.size()], held_.back());
-    const std::uint64_t offset = held_.back();
-    held_.pop_back();
+    // The order of what is left matters only where the oldest goes first.
+    if (!mix_.oldest_first) std::swap(held_[random_() % held_.size()], held_.front());
+    const std::uint64_t offset = held_.front();
+    held_.pop_front();
     if (!timed(freeing_, [&] { return allocator_.free(offset); })) std::abort();
   }
   [[nodiscard]] double free_share() const {
@@ -120,7 +129,7 @@ class Churn {
   const Mix& mix_;
   ExtentAllocator allocator_;
   Random random_{1};
-  std::vector<std::uint64_t> held_;
+  std::deque<std::uint64_t> held_;
   double sum_ = 0;
   double worst_ = 0;
   std::uint64_t failures_ = 0;
@@ -133,9 +142,7 @@ class Churn {
 int main(int argc, char** argv) {
   const bool quick = argc > 1 && std::string_view(argv[1]) == "--quick";
   for (const auto& mix : mixes()) {
-    // Small objects in a smaller segment, so that their number stays in the millions.
-    const bool small = std::string_view(mix.name).ends_with("64 KiB");
-    Churn churn(mix, (small ? 4 : 64) * 1024 * kMib);
+    Churn churn(mix, (mix.small ? 4 : 64) * 1024 * kMib);
     const double first = churn.fill();
     churn.replace(churn.objects() * (quick ? 3 : 10));
     std::printf(

@@ -6,8 +6,9 @@
 // It is a node itself (load_node.h). First it puts N objects; then it measures each operation in each batch size for `seconds`. Look-ups
 // ask for objects by chance. Without --evicting there is room for everything, and what the puts added is removed again outside the measured
 // time; with it N objects fill the segment up to the master's watermark, so that every further put needs an eviction. Prints one JSON line
-// an operation: keys a second, p50 and p99 of a call (a put: start and commit together), keys that failed, CPU seconds of the master
-// (process PID) and of this process for a million keys; and the master's memory for each object beyond its key.
+// an operation: keys a second, p50, p99 and the slowest of the calls (a put: start and commit together), keys that failed, CPU seconds of
+// the master (process PID) and of this process for a million keys; and of the filling the master's memory for each object beyond its key,
+// and the slowest call, which shows what the growth of a table holds up.
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -220,36 +221,49 @@ class Load {
     for (auto& thread : threads) thread.join();
   }
 
+  struct Ranged {
+    std::uint64_t failed = 0;
+    double slowest_us = 0;  // call
+  };
   // Runs `operation` over [first, last), every connection its part.
-  std::uint64_t over_range(std::uint64_t first, std::uint64_t last, Operation operation) {
-    std::atomic<std::uint64_t> failed{0};
+  Ranged over_range(std::uint64_t first, std::uint64_t last, Operation operation) {
+    std::vector<Ranged> parts(callers_.size());
     const std::uint64_t count = callers_.size();
     on_each_connection([&](std::size_t c) {
       std::uint64_t at = first + (last - first) * c / count;
       const std::uint64_t end = first + (last - first) * (c + 1) / count;
-      while (at < end) failed += (callers_[c].get()->*operation)(std::min(kFillBatch, end - at), [&] { return at++; });
+      while (at < end) {
+        const auto start = Clock::now();
+        parts[c].failed += (callers_[c].get()->*operation)(std::min(kFillBatch, end - at), [&] { return at++; });
+        parts[c].slowest_us = std::max(parts[c].slowest_us, std::chrono::duration<double, std::micro>(Clock::now() - start).count());
+      }
     });
-    return failed;
+    Ranged whole;
+    for (const auto& part : parts) {
+      whole.failed += part.failed;
+      whole.slowest_us = std::max(whole.slowest_us, part.slowest_us);
+    }
+    return whole;
   }
 
   void fill() {
     const std::uint64_t before = resident_bytes(settings_.pid);
     const auto start = Clock::now();
-    const std::uint64_t failed = over_range(0, settings_.objects, &Caller::put);
+    const Ranged filled = over_range(0, settings_.objects, &Caller::put);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     const std::uint64_t after = resident_bytes(settings_.pid);
     const auto objects = static_cast<double>(settings_.objects);
     const double each = static_cast<double>(after - std::min(before, after)) / objects - static_cast<double>(settings_.key_bytes);
     std::printf(
-        "{\"operation\": \"memory\", \"rate\": %.0f, \"bytes_per_object\": %.1f, \"key_bytes\": %llu, \"rss_gib\": %.3f, \"failed\": "
-        "%llu}\n",
+        "{\"operation\": \"memory\", \"rate\": %.0f, \"bytes_per_object\": %.1f, \"key_bytes\": %llu, \"rss_gib\": %.3f, "
+        "\"slowest_us\": %.0f, \"failed\": %llu}\n",
         objects / seconds, each, static_cast<unsigned long long>(settings_.key_bytes), static_cast<double>(after) / (1U << 30U),
-        static_cast<unsigned long long>(failed));
+        filled.slowest_us, static_cast<unsigned long long>(filled.failed));
     std::fflush(stdout);
   }
 
   void remove(std::uint64_t first, std::uint64_t last) {
-    if (const std::uint64_t left = over_range(first, last, &Caller::remove); left > 0)
+    if (const std::uint64_t left = over_range(first, last, &Caller::remove).failed; left > 0)
       std::fprintf(stderr, "master_load: %llu objects could not be removed again\n", static_cast<unsigned long long>(left));
   }
 
@@ -296,11 +310,11 @@ class Load {
     }
     std::sort(times.begin(), times.end());
     std::printf(
-        "{\"operation\": \"%s x %llu\", \"rate\": %.0f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"cpu_master_per_million\": %.3f, "
-        "\"cpu_load_per_million\": %.3f, \"failed\": %llu}\n",
+        "{\"operation\": \"%s x %llu\", \"rate\": %.0f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"slowest_us\": %.0f, "
+        "\"cpu_master_per_million\": %.3f, \"cpu_load_per_million\": %.3f, \"failed\": %llu}\n",
         name, static_cast<unsigned long long>(batch), (keys - static_cast<double>(failed)) / seconds,
-        static_cast<double>(times[times.size() / 2]), static_cast<double>(times[times.size() * 99 / 100]), master_cpu / keys * 1e6,
-        own_cpu / keys * 1e6, static_cast<unsigned long long>(failed));
+        static_cast<double>(times[times.size() / 2]), static_cast<double>(times[times.size() * 99 / 100]),
+        static_cast<double>(times.back()), master_cpu / keys * 1e6, own_cpu / keys * 1e6, static_cast<unsigned long long>(failed));
     std::fflush(stdout);
   }
 

@@ -28,6 +28,12 @@ std::uint64_t ExtentAllocator::rounded(std::uint64_t length) const {
   return (length / granule_ + (length % granule_ != 0 ? 1 : 0)) * granule_;
 }
 
+std::size_t ExtentAllocator::index_part(std::uint32_t start) {
+  std::uint64_t mixed = (start + 1) * 0xBF58476D1CE4E5B9ULL;
+  mixed = (mixed ^ (mixed >> 29)) * 0x94D049BB133111EBULL;
+  return mixed >> (64 - kIndexPartBits);
+}
+
 ExtentAllocator::Class ExtentAllocator::class_of(std::uint32_t units) {
   if (units < kSecond) return {0, units};
   const auto top = static_cast<unsigned>(std::bit_width(units)) - 1;
@@ -43,7 +49,7 @@ std::uint32_t ExtentAllocator::first_of_larger_class(std::uint32_t units) const 
     second = 0;
     if (++first == kFirst) return kNone;
   }
-  if (const auto row = second_bitmap_[first] & (~0U << second); row != 0) return lists_[first][std::countr_zero(row)];
+  if (const auto row = second_bitmap_[first] & (~0ULL << second); row != 0) return lists_[first][std::countr_zero(row)];
   if (first + 1 == kFirst) return kNone;
   const auto rows = first_bitmap_ & (~0U << (first + 1));
   if (rows == 0) return kNone;
@@ -51,15 +57,25 @@ std::uint32_t ExtentAllocator::first_of_larger_class(std::uint32_t units) const 
   return lists_[row][std::countr_zero(second_bitmap_[row])];
 }
 
-std::uint32_t ExtentAllocator::find(std::uint32_t units) const {
-  if (const auto sure = first_of_larger_class(units); sure != kNone) return sure;
-  const auto [first, second] = class_of(units);
-  auto candidate = lists_[first][second];
-  for (int tried = 0; candidate != kNone && tried < kScan; ++tried) {
-    if (blocks_[candidate].units >= units) return candidate;
-    candidate = blocks_[candidate].list_next;
+std::uint32_t ExtentAllocator::scan(std::uint32_t head, std::uint32_t units, int limit) const {
+  auto best = kNone;
+  auto best_units = ~0U;
+  for (auto candidate = head; candidate != kNone && limit > 0; candidate = blocks_[candidate].list_next, --limit) {
+    const auto has = blocks_[candidate].units;
+    if (has < units || has >= best_units) continue;
+    best = candidate;
+    best_units = has;
+    if (has == units) break;
   }
-  return kNone;
+  return best;
+}
+
+std::uint32_t ExtentAllocator::find(std::uint32_t units) const {
+  const auto [first, second] = class_of(units);
+  const auto own = lists_[first][second];
+  if (const auto close = scan(own, units, kScan); close != kNone) return close;
+  if (const auto sure = scan(first_of_larger_class(units), units, kScan); sure != kNone) return sure;
+  return scan(own, units, kLastScan);
 }
 
 std::optional<std::uint64_t> ExtentAllocator::allocate(std::uint64_t length) {
@@ -114,16 +130,20 @@ void ExtentAllocator::take(std::uint32_t index, std::uint32_t start, std::uint32
   block.start = start;
   block.units = units;
   block.free = false;
-  by_offset_.emplace(start, index);
+  index_of(start).emplace(start, index);
+  ++allocations_;
   used_units_ += units;
 }
 
 bool ExtentAllocator::free(std::uint64_t offset) {
   if (offset % granule_ != 0 || offset / granule_ >= units_) return false;
-  const auto found = by_offset_.find(static_cast<std::uint32_t>(offset / granule_));
-  if (found == by_offset_.end()) return false;
+  const auto start = static_cast<std::uint32_t>(offset / granule_);
+  auto& table = index_of(start);
+  const auto found = table.find(start);
+  if (found == table.end()) return false;
   const auto index = found->second;
-  by_offset_.erase(found);
+  table.erase(found);
+  --allocations_;
   used_units_ -= blocks_[index].units;
   blocks_[index].free = true;
   if (const auto before = blocks_[index].before; before != kNone && blocks_[before].free) {
@@ -170,7 +190,7 @@ void ExtentAllocator::list_insert(std::uint32_t index) {
   block.list_next = lists_[first][second];
   if (block.list_next != kNone) blocks_[block.list_next].list_previous = index;
   lists_[first][second] = index;
-  second_bitmap_[first] |= 1U << second;
+  second_bitmap_[first] |= 1ULL << second;
   first_bitmap_ |= 1U << first;
   if (!sealed_) free_by_start_.insert_or_assign(block.start, index);
 }
@@ -183,7 +203,7 @@ void ExtentAllocator::list_remove(std::uint32_t index) {
   } else {
     lists_[first][second] = block.list_next;
     if (block.list_next == kNone) {
-      second_bitmap_[first] &= ~(1U << second);
+      second_bitmap_[first] &= ~(1ULL << second);
       if (second_bitmap_[first] == 0) first_bitmap_ &= ~(1U << first);
     }
   }
@@ -193,7 +213,7 @@ void ExtentAllocator::list_remove(std::uint32_t index) {
 }
 
 bool ExtentAllocator::consistent() const {
-  if (units_ == 0) return by_offset_.empty() && used_units_ == 0;
+  if (units_ == 0) return allocations_ == 0 && used_units_ == 0;
   std::size_t listed = 0;
   for (unsigned first = 0; first < kFirst; ++first) {
     if (((first_bitmap_ >> first) & 1U) != (second_bitmap_[first] != 0 ? 1U : 0U)) return false;
@@ -215,19 +235,21 @@ bool ExtentAllocator::consistent() const {
   std::uint64_t position = 0;
   std::uint64_t used = 0;
   std::size_t free_count = 0;
+  std::size_t used_count = 0;
   bool previous_free = false;
   for (auto index = head; index != kNone; index = blocks_[index].after) {
     const Block& block = blocks_[index];
     if (block.start != position || block.units == 0 || (block.free && previous_free)) return false;
-    const auto entry = by_offset_.find(block.start);
-    if (block.free != (entry == by_offset_.end())) return false;
+    const auto& table = index_of(block.start);
+    const auto entry = table.find(block.start);
+    if (block.free != (entry == table.end()) || (!block.free && entry->second != index)) return false;
     if (block.after != kNone && blocks_[block.after].before != index) return false;
     position += block.units;
     used += block.free ? 0 : block.units;
-    free_count += block.free ? 1 : 0;
+    (block.free ? free_count : used_count) += 1;
     previous_free = block.free;
   }
-  return position == units_ && used == used_units_ && free_count == listed;
+  return position == units_ && used == used_units_ && free_count == listed && used_count == allocations_;
 }
 
 }  // namespace moonpool::master

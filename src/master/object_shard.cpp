@@ -5,24 +5,16 @@
 
 namespace moonpool::master {
 
-Entry* ObjectShard::find(const HashedKey& key) {
-  const auto found = entries_.find(key);
-  return found == entries_.end() ? nullptr : *found;
-}
-
-const Entry* ObjectShard::find(const HashedKey& key) const {
-  const auto found = entries_.find(key);
-  return found == entries_.end() ? nullptr : *found;
-}
-
 Entry& ObjectShard::find_or_make(const HashedKey& key) {
-  if (Entry* entry = find(key)) return *entry;
-  return **entries_.insert(Entry::make(key)).first;
+  if (Entry* entry = entries_.find(key)) return *entry;
+  Entry& made = *Entry::make(key);
+  entries_.insert(made);
+  return made;
 }
 
 void ObjectShard::erase_if_empty(Entry& entry) {
   if (entry.committed() || entry.pending) return;
-  entries_.erase(&entry);
+  entries_.erase(entry);
   Entry::destroy(&entry);
 }
 
@@ -80,7 +72,7 @@ void ObjectShard::drop_pending(Entry& entry, std::uint64_t hash) {
 // --- put -------------------------------------------------------------------------------------------------------------------------
 
 void ObjectShard::start_put(PutItem& item, const PutOptions& options, Placer& placer) {
-  Entry* entry = find(item.key);
+  Entry* entry = entries_.find(item.key);
   if (entry != nullptr && entry->pending) {
     item.status = ErrorCode::kReplicaNotReady;
     return;
@@ -112,7 +104,7 @@ void ObjectShard::start_put(PutItem& item, const PutOptions& options, Placer& pl
 }
 
 ErrorCode ObjectShard::commit(const CommitItem& item, NodeId writer) {
-  Entry* entry = find(item.key);
+  Entry* entry = entries_.find(item.key);
   if (entry != nullptr && entry->committed() && entry->version == item.version) return ErrorCode::kOk;
   if (entry == nullptr || !entry->pending || entry->pending->version != item.version) {
     return item.version.term.value < context_.term ? ErrorCode::kStaleTerm : ErrorCode::kInvalidVersion;
@@ -164,7 +156,7 @@ void ObjectShard::enqueue(Entry& entry, TimeMs soft_pin_until) {
 }
 
 ErrorCode ObjectShard::revoke(const HashedKey& key, Version version, NodeId writer) {
-  Entry* entry = find(key);
+  Entry* entry = entries_.find(key);
   if (entry == nullptr) return ErrorCode::kOk;
   if (entry->pending && entry->pending->version == version) {
     if (entry->pending->writer != writer) return ErrorCode::kIllegalClient;
@@ -181,7 +173,7 @@ ErrorCode ObjectShard::revoke(const HashedKey& key, Version version, NodeId writ
 // --- look-ups --------------------------------------------------------------------------------------------------------------------
 
 void ObjectShard::look_up(LookupItem& item, TimeMs lease_until, SegmentKeeper* keeper) {
-  Entry* entry = find(item.key);
+  Entry* entry = entries_.find(item.key);
   if (entry == nullptr || !readable(*entry)) {
     item.status = entry != nullptr && entry->pending ? ErrorCode::kReplicaNotReady : ErrorCode::kObjectNotFound;
     return;
@@ -203,13 +195,13 @@ void ObjectShard::look_up(LookupItem& item, TimeMs lease_until, SegmentKeeper* k
 }
 
 ErrorCode ObjectShard::peek(const HashedKey& key) const {
-  const Entry* entry = find(key);
+  const Entry* entry = entries_.find(key);
   if (entry != nullptr && readable(*entry)) return ErrorCode::kOk;
   return entry != nullptr && entry->pending ? ErrorCode::kReplicaNotReady : ErrorCode::kObjectNotFound;
 }
 
 void ObjectShard::remove(RemoveItem& item, bool force, TimeMs now) {
-  Entry* entry = find(item.key);
+  Entry* entry = entries_.find(item.key);
   if (entry != nullptr && entry->committed() && !force && entry->lease_until > now && alive(*entry)) {
     item.status = ErrorCode::kObjectHasLease;
     return;
@@ -235,7 +227,7 @@ void ObjectShard::remove(RemoveItem& item, bool force, TimeMs now) {
 // --- recovery --------------------------------------------------------------------------------------------------------------------
 
 ReportOutcome ObjectShard::restore(const ReportedExtent& extent, Segment& segment) {
-  Entry* entry = find(extent.key);
+  Entry* entry = entries_.find(extent.key);
   const auto is_this = [&](const Replica& replica) { return replica.segment == &segment && replica.offset == extent.offset; };
   if (entry != nullptr && entry->pending && entry->pending->version == extent.version &&
       std::any_of(entry->pending->replicas.begin(), entry->pending->replicas.end(), is_this)) {
@@ -299,7 +291,7 @@ EvictionStep ObjectShard::evict_front(QueueKind kind, TimeMs now, bool allow_sof
 }
 
 std::uint64_t ObjectShard::evict_member(const HashedKey& key, TimeMs now) {
-  Entry* entry = find(key);
+  Entry* entry = entries_.find(key);
   if (entry == nullptr || !entry->committed() || entry->hard_pin || entry->lease_until > now) return 0;
   const auto bytes = entry->size * entry->replica_count();
   drop_value(*entry, key.hash);
@@ -309,9 +301,7 @@ std::uint64_t ObjectShard::evict_member(const HashedKey& key, TimeMs now) {
 
 void ObjectShard::drop_dead_replicas(std::vector<std::uint64_t>& settled) {
   const auto dead = [](const Replica& replica) { return replica.segment == nullptr || !replica.segment->alive(); };
-  for (auto it = entries_.begin(); it != entries_.end();) {
-    Entry& entry = **it;
-    ++it;  // the entry may go
+  entries_.for_each([&](Entry& entry) {
     if (entry.committed()) {
       entry.drop_replicas(dead);
       if (entry.replica_count() == 0) drop_value(entry, entry.hash);
@@ -327,7 +317,7 @@ void ObjectShard::drop_dead_replicas(std::vector<std::uint64_t>& settled) {
       }
     }
     erase_if_empty(entry);
-  }
+  });
 }
 
 void ObjectShard::revoke_older_than(TimeMs started_before, std::vector<std::uint64_t>& settled) {
@@ -353,11 +343,11 @@ void ObjectShard::revoke_of_writer(NodeId writer, std::vector<std::uint64_t>& se
 
 void ObjectShard::clear() {
   pending_.clear();
-  for (Entry* entry : entries_) {
-    queue_.remove(*entry);
-    if (entry->group()) entry->group()->leave(std::string(entry->key()), entry->hard_pin);
-    Entry::destroy(entry);
-  }
+  entries_.for_each([&](Entry& entry) {
+    queue_.remove(entry);
+    if (entry.group()) entry.group()->leave(std::string(entry.key()), entry.hard_pin);
+    Entry::destroy(&entry);
+  });
   entries_.clear();
   retiring_.clear();
   objects_ = 0;

@@ -7,7 +7,6 @@
 
 #include <atomic>
 #include <boost/intrusive/list.hpp>
-#include <boost/unordered/unordered_flat_set.hpp>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "master/entry_table.h"
 #include "master/eviction_queue.h"
 #include "master/object_entry.h"
 #include "master/retirement.h"
@@ -143,39 +143,23 @@ class ObjectShard {
   [[nodiscard]] std::size_t object_count() const { return objects_; }
   [[nodiscard]] std::uint64_t object_bytes() const { return bytes_; }
   template <typename Visit>
-  void for_each_committed(Visit visit) const {
-    for (const Entry* entry : entries_) {
-      if (entry->committed()) visit(*entry);
-    }
+  void for_each_committed(const Visit& visit) const {
+    entries_.for_each([&](const Entry& entry) {
+      if (entry.committed()) visit(entry);
+    });
   }
   template <typename Visit>
-  void for_each_extent(Visit visit) const {
-    for (const Entry* entry : entries_) {
-      entry->for_each_replica([&](const Replica& replica) { visit(replica, entry->size); });
-      if (!entry->pending) continue;
-      for (const auto& replica : entry->pending->replicas) {
-        if (replica.segment != nullptr) visit(replica, entry->pending->size);
+  void for_each_extent(const Visit& visit) const {
+    entries_.for_each([&](const Entry& entry) {
+      entry.for_each_replica([&](const Replica& replica) { visit(replica, entry.size); });
+      if (!entry.pending) return;
+      for (const auto& replica : entry.pending->replicas) {
+        if (replica.segment != nullptr) visit(replica, entry.pending->size);
       }
-    }
+    });
   }
 
  private:
-  struct Hash {
-    using is_transparent = void;
-    std::size_t operator()(const Entry* entry) const { return entry->hash; }
-    std::size_t operator()(const HashedKey& key) const { return key.hash; }
-  };
-  struct Equal {
-    using is_transparent = void;
-    bool operator()(const Entry* a, const Entry* b) const { return a == b; }
-    bool operator()(const HashedKey& a, const Entry* b) const { return a.hash == b->hash && a.key == b->key(); }
-    bool operator()(const Entry* a, const HashedKey& b) const { return (*this)(b, a); }
-  };
-  // Pointers in one flat array, so that a table of ten million grows by copying pointers.
-  using Entries = boost::unordered_flat_set<Entry*, Hash, Equal>;
-
-  [[nodiscard]] Entry* find(const HashedKey& key);
-  [[nodiscard]] const Entry* find(const HashedKey& key) const;
   Entry& find_or_make(const HashedKey& key);
   void erase_if_empty(Entry& entry);
   // Somewhere it still is, though perhaps with an owner that cannot be reached now.
@@ -192,7 +176,7 @@ class ObjectShard {
   [[nodiscard]] Version newest_version() const;
 
   TableContext& context_;
-  Entries entries_;                             // owned
+  EntryTable entries_;                          // owned
   boost::intrusive::list<PendingPut> pending_;  // oldest grant first
   EvictionQueue queue_;
   std::unordered_map<std::uint64_t, std::shared_ptr<RetirementTicket>> retiring_;  // by key hash

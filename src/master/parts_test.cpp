@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "master/entry_table.h"
 #include "master/handover.h"
 #include "master/membership.h"
 #include "master/object_key.h"
@@ -73,6 +74,32 @@ TEST(HandoverTest, CountsWaitsByTheirLength) {
   EXPECT_EQ(handover.counters.buckets[8], 1U);
 }
 
+TEST(EntryTableTest, FindsVisitsAndLetsTheVisitedEntryGo) {
+  EntryTable table;
+  std::vector<std::string> keys;
+  for (int i = 0; i < 5000; ++i) keys.push_back("key" + std::to_string(i));
+  for (const auto& key : keys) table.insert(*Entry::make(HashedKey(key)));
+  for (const auto& key : keys) {
+    const Entry* const found = table.find(HashedKey(key));
+    ASSERT_NE(found, nullptr);
+    ASSERT_EQ(found->key(), key);
+  }
+  EXPECT_EQ(table.find(HashedKey("another")), nullptr);
+  std::size_t visited = 0;
+  table.for_each([&](Entry& entry) {
+    if (++visited % 2 == 0) return;
+    table.erase(entry);
+    Entry::destroy(&entry);
+  });
+  EXPECT_EQ(visited, keys.size());
+  std::size_t left = 0;
+  table.for_each([&](const Entry& entry) { left += table.find(HashedKey(entry.key())) == &entry ? 1 : 0; });
+  EXPECT_EQ(left, keys.size() / 2);
+  table.for_each([](Entry& entry) { Entry::destroy(&entry); });
+  table.clear();
+  EXPECT_EQ(table.find(HashedKey(keys[0])), nullptr);
+}
+
 class OutboxTest : public ::testing::Test {
  protected:
   OutboxTest() {
@@ -138,6 +165,31 @@ TEST_F(OutboxTest, WhatAnEarlierReignRetiredKeepsItsSpaceUntilItsOwnerAcknowledg
   EXPECT_EQ(node->outbox->acknowledge(both), 2U);
   EXPECT_EQ(fresh->used(), 0U);
   EXPECT_EQ(fresh->quarantine(), 0U);
+}
+
+TEST_F(OutboxTest, MoreOrdersThanOneSliceAreSentOnceAndFreedTogether) {
+  const auto other = *members.mount(node, {Incarnation::generate(), "n:2", "h", 1, 1 << 20, 0, "tcp", node->id});
+  other->set_ready();
+  constexpr std::size_t kOrders = 1000;
+  for (std::size_t i = 0; i < kOrders; ++i) {
+    auto& home = i % 3 == 0 ? *other : *segment;
+    home.retire(*home.allocate(300), 300, Version{Term{1}, i + 1}, nullptr);
+  }
+  EXPECT_EQ(segment->quarantine() + other->quarantine(), kOrders * 512);
+  EXPECT_EQ(node->outbox->collect(1000, 500, 700).size(), 700U) << "the caller's limit";
+  std::vector<std::uint64_t> sequences;
+  for (std::uint64_t i = 1; i <= kOrders; ++i) sequences.push_back(i);
+  EXPECT_EQ(node->outbox->acknowledge(sequences), 700U);
+  const auto rest = node->outbox->collect(1001, 500, 4096);
+  ASSERT_EQ(rest.size(), 300U);
+  EXPECT_EQ(rest.front().sequence, 701U);
+  EXPECT_EQ(rest.back().sequence, 1000U);
+  EXPECT_EQ(node->outbox->acknowledge(sequences), 300U);
+  for (const auto& home : {segment, other}) {
+    EXPECT_EQ(home->used(), 0U);
+    EXPECT_EQ(home->quarantine(), 0U);
+    EXPECT_TRUE(home->consistent());
+  }
 }
 
 TEST_F(OutboxTest, AFenceEndsAllOrders) {

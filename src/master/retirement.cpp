@@ -1,6 +1,7 @@
 #include "master/retirement.h"
 
 #include <algorithm>
+#include <boost/container/small_vector.hpp>
 
 #include "master/segment.h"
 
@@ -26,24 +27,42 @@ void Outbox::add(Segment& segment, Retirement order) {
 }
 
 std::vector<Retirement> Outbox::collect(TimeMs now, TimeMs resend_after, std::size_t limit) {
-  const std::scoped_lock lock(mutex_);
   std::vector<Retirement> due;
-  for (auto it = orders_.begin(); it != orders_.end() && it->first <= sent_up_to_ && due.size() < limit; ++it) {
-    if (it->second.withdrawn || it->second.sent + resend_after > now) continue;
-    it->second.sent = now;
-    due.push_back(it->second);
+  {
+    const std::scoped_lock lock(mutex_);
+    for (auto it = orders_.begin(); it != orders_.end() && it->first <= sent_up_to_ && due.size() < limit; ++it) {
+      if (it->second.withdrawn || it->second.sent + resend_after > now) continue;
+      it->second.sent = now;
+      due.push_back(it->second);
+    }
   }
-  for (auto it = orders_.upper_bound(sent_up_to_); it != orders_.end() && due.size() < limit; ++it) {
-    it->second.sent = now;
-    sent_up_to_ = it->first;
-    --unsent_;
-    due.push_back(it->second);
+  for (bool more = true; more && due.size() < limit;) {
+    const std::scoped_lock lock(mutex_);
+    const auto slice = std::min(limit, due.size() + kSlice);
+    auto it = orders_.upper_bound(sent_up_to_);
+    for (; it != orders_.end() && due.size() < slice; ++it) {
+      it->second.sent = now;
+      sent_up_to_ = it->first;
+      --unsent_;
+      due.push_back(it->second);
+    }
+    more = it != orders_.end();
   }
   return due;
 }
 
 std::size_t Outbox::acknowledge(std::span<const std::uint64_t> sequences) {
-  std::vector<Retirement> over;
+  std::size_t over = 0;
+  while (!sequences.empty()) {
+    const auto slice = sequences.first(std::min(kSlice, sequences.size()));
+    over += acknowledge_slice(slice);
+    sequences = sequences.subspan(slice.size());
+  }
+  return over;
+}
+
+std::size_t Outbox::acknowledge_slice(std::span<const std::uint64_t> sequences) {
+  boost::container::small_vector<Retirement, kSlice> over;
   {
     const std::scoped_lock lock(mutex_);
     for (const auto sequence : sequences) {
@@ -54,9 +73,16 @@ std::size_t Outbox::acknowledge(std::span<const std::uint64_t> sequences) {
       orders_.erase(found);
     }
   }
+  boost::container::small_vector<Segment::Extent, kSlice> extents;
+  for (std::size_t i = 0; i < over.size(); ++i) {
+    Segment& segment = *over[i].segment;
+    if (over[i].holds_space) extents.push_back({over[i].offset, over[i].length});
+    if (i + 1 < over.size() && over[i + 1].segment.get() == &segment) continue;
+    if (!extents.empty()) segment.release(extents);
+    extents.clear();
+  }
   for (auto& order : over) {
     if (order.holds_space && order.withdrawn) order.segment->viewed_ -= order.segment->rounded(order.length);
-    if (order.holds_space) order.segment->release(order.offset, order.length);
     if (order.ticket) --order.ticket->outstanding_;
   }
   return over.size();

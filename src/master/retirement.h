@@ -77,6 +77,10 @@ class Outbox {
   friend class Segment;
   void add(Segment& segment, Retirement order);
   void drop(const Segment& segment);
+  std::size_t acknowledge_slice(std::span<const std::uint64_t> sequences);
+
+  // Orders come in thousands: puts and evictions, which need the same locks, are let in between so many.
+  static constexpr std::size_t kSlice = 64;
 
   const std::function<void()> on_added_;
   mutable std::mutex mutex_;  // guards what follows

@@ -24,6 +24,7 @@ Segment::Segment(SegmentDescription description, std::shared_ptr<Outbox> outbox)
       encoded_(encode(description_)),
       outbox_(std::move(outbox)),
       capacity_(ExtentAllocator(description_.size).capacity()),
+      granule_(ExtentAllocator(description_.size).granule()),
       allocator_(description_.size) {}
 
 void Segment::set_ready() {
@@ -71,17 +72,16 @@ void Segment::retire_again(std::uint64_t offset, std::uint64_t length, Version v
   retire(offset, length, version, nullptr, holds_space);
 }
 
-void Segment::release(std::uint64_t offset, std::uint64_t length) {
+void Segment::release(std::span<const Extent> extents) {
   const std::scoped_lock lock(mutex_);
   if (!alive()) return;
-  allocator_.free(offset);
+  std::uint64_t released = 0;
+  for (const auto& [offset, length] : extents) {
+    allocator_.free(offset);
+    released += rounded(length);
+  }
   used_.store(allocator_.used(), std::memory_order_relaxed);
-  quarantine_.fetch_sub(allocator_.rounded(length), std::memory_order_relaxed);
-}
-
-std::uint64_t Segment::rounded(std::uint64_t length) const {
-  const std::scoped_lock lock(mutex_);
-  return allocator_.rounded(length);
+  quarantine_.fetch_sub(released, std::memory_order_relaxed);
 }
 
 std::size_t Segment::allocations() const {

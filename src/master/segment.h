@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "base/ids.h"
@@ -59,8 +60,12 @@ class Segment : public std::enable_shared_from_this<Segment> {
               bool holds_space = true);
   // What an earlier reign retired and the owner could not acknowledge yet; while the catalogue is being reported.
   void retire_again(std::uint64_t offset, std::uint64_t length, Version version);
-  // The acknowledgement of a retired extent that holds space.
-  void release(std::uint64_t offset, std::uint64_t length);
+  // The acknowledgements of retired extents that hold space.
+  struct Extent {
+    std::uint64_t offset = 0;
+    std::uint64_t length = 0;
+  };
+  void release(std::span<const Extent> extents);
 
   [[nodiscard]] std::uint64_t capacity() const { return capacity_; }
   [[nodiscard]] std::uint64_t used() const { return used_.load(std::memory_order_relaxed); }  // including quarantine
@@ -68,7 +73,9 @@ class Segment : public std::enable_shared_from_this<Segment> {
   // Of the quarantine: held up by readers, who may take their time.
   [[nodiscard]] std::uint64_t viewed() const { return viewed_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t free_bytes() const { return capacity_ - used(); }
-  [[nodiscard]] std::uint64_t rounded(std::uint64_t length) const;
+  [[nodiscard]] std::uint64_t rounded(std::uint64_t length) const {
+    return (length / granule_ + (length % granule_ != 0 ? 1 : 0)) * granule_;
+  }
   // For tests and checks.
   [[nodiscard]] std::size_t allocations() const;
   [[nodiscard]] bool consistent() const;
@@ -79,6 +86,7 @@ class Segment : public std::enable_shared_from_this<Segment> {
   const std::string encoded_;
   const std::shared_ptr<Outbox> outbox_;
   const std::uint64_t capacity_;
+  const std::uint64_t granule_;
   std::atomic<bool> alive_{true};
   std::atomic<bool> present_{true};
   std::atomic<bool> ready_{false};
