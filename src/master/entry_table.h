@@ -27,6 +27,13 @@ class EntryTable {
     const auto found = part.find(key);
     return found == part.end() ? nullptr : *found;
   }
+  // Starts to load what find() will read of this key's entry: the three cache lines of an entry with a key of 64 bytes.
+  void prefetch(const HashedKey& key) const {
+    const auto& part = part_of(key.hash);
+    const auto probable = part.find(Probable{key.hash});
+    if (probable == part.end()) return;
+    for (std::size_t line = 0; line < 3; ++line) __builtin_prefetch(reinterpret_cast<const char*>(*probable) + 64 * line);
+  }
   // Its key must not be there yet.
   void insert(Entry& entry) { part_of(entry.hash).insert(&entry); }
   void erase(Entry& entry) { part_of(entry.hash).erase(&entry); }
@@ -46,13 +53,19 @@ class EntryTable {
   }
 
  private:
+  // Equals the first entry that the table's own few bits of the hash admit, without a look at it.
+  struct Probable {
+    std::uint64_t hash;
+  };
   struct Hash {
     using is_transparent = void;
+    std::size_t operator()(const Probable& key) const { return key.hash; }
     std::size_t operator()(const Entry* entry) const { return entry->hash; }
     std::size_t operator()(const HashedKey& key) const { return key.hash; }
   };
   struct Equal {
     using is_transparent = void;
+    bool operator()(const Probable&, const Entry*) const { return true; }
     bool operator()(const Entry* a, const Entry* b) const { return a == b; }
     bool operator()(const HashedKey& a, const Entry* b) const { return a.hash == b->hash && a.key == b->key(); }
     bool operator()(const Entry* a, const HashedKey& b) const { return (*this)(b, a); }

@@ -120,6 +120,7 @@ class ObjectShard {
   [[nodiscard]] ErrorCode revoke(const HashedKey& key, Version version, NodeId writer);
   // Extends the lease; with a keeper the rest of the item is filled in.
   void look_up(LookupItem& item, TimeMs lease_until, SegmentKeeper* keeper);
+  void prefetch(const HashedKey& key) const { entries_.prefetch(key); }
   [[nodiscard]] ErrorCode peek(const HashedKey& key) const;  // like look_up, without a lease
   void remove(RemoveItem& item, bool force, TimeMs now);
   ReportOutcome restore(const ReportedExtent& extent, Segment& segment);

@@ -1,7 +1,7 @@
 // All keys of the cluster: 64 shards with a lock each, no lock over all of them.
 //
-// Batches are grouped by shard, so that each shard's lock is taken once a batch. Eviction takes the oldest object of all shards
-// (eviction_queue.h). Cost: under 200 bytes an object with one replica beyond its key, the allocator's
+// Batches are grouped by shard, so that each shard's lock is taken twice a batch (to prefetch, and to work), not once a key. Eviction takes
+// the oldest object of all shards (eviction_queue.h). Cost: under 200 bytes an object with one replica beyond its key, the allocator's
 // share included (memory_test.cpp); a hash and one look-up a key operation.
 // Threads: any. The caller keeps the segments that it passes in, or gets back, alive (Membership::segments).
 #pragma once

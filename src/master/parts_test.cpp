@@ -85,6 +85,8 @@ TEST(EntryTableTest, FindsVisitsAndLetsTheVisitedEntryGo) {
     ASSERT_EQ(found->key(), key);
   }
   EXPECT_EQ(table.find(HashedKey("another")), nullptr);
+  for (const auto& key : keys) table.prefetch(HashedKey(key));
+  table.prefetch(HashedKey("another"));
   std::size_t visited = 0;
   table.for_each([&](Entry& entry) {
     if (++visited % 2 == 0) return;
