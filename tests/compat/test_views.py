@@ -475,10 +475,13 @@ def test_a_stopped_reader_keeps_its_views_and_hinders_nobody(own_master, reader)
     with holder(own_master, ["k"]) as process:
         process.send_signal(signal.SIGSTOP)
         assert reader.remove("k", force=True) == 0
+        places = set()
         for i in range(2 * POOL // MIB):
             assert reader.put(f"filler {i}", b"f" * MIB) == 0
-            (where,) = reader.get_replica_desc(f"filler {i}")
-            assert where.get_memory_descriptor().buffer_descriptor.buffer_address != at, "its place is taken while it is viewed"
+            # It may have been evicted already: this question leases all that were asked for before.
+            places |= {where.get_memory_descriptor().buffer_descriptor.buffer_address for where in reader.get_replica_desc(f"filler {i}")}
+        assert len(places) > POOL // MIB // 2, "the pool was filled"
+        assert at not in places, "its place is taken while it is viewed"
 
 
 def test_a_forked_childs_end_lets_go_of_nothing(reader) -> None:
