@@ -3,7 +3,7 @@
 //
 // The socket loop is the limit that this machine sets for one exchange: the same number of bytes each way, a caller that spins, a peer that
 // blocks in recv. All rows are taken in turn, `rounds` times, so that a slow moment of the machine meets every row.
-//   object_path [--seconds 0.5] [--rounds 3] [--threads 1,4,16] [--batch 32] [--size 4096] [--ops exist,get,put] [--redis] [--hold]
+//   object_path [--seconds 0.5] [--rounds 3] [--threads 1,4,16] [--batch 32] [--size 4096] [--ops exist,get,put] [--paths tcp] [--redis] [--hold]
 // --hold prints the processes' numbers and keeps one operation running (for perf).
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -44,6 +44,7 @@ struct Settings {
   std::vector<std::string> ops{"exist", "get", "put"};
   bool redis = false;
   bool hold = false;
+  std::string paths;  // as MOONPOOL_PATHS; empty: the best
 };
 
 [[noreturn]] void fail(const std::string& text) {
@@ -185,7 +186,9 @@ Outcome measure(int threads, double seconds, std::size_t items, const Make& make
 class Pool {
  public:
   Pool(const Settings& settings, std::uint16_t master_port) : settings_(settings) {
-    auto client = Client::create(client_options(master_port, 0));
+    auto options = client_options(master_port, 0);
+    options.paths = settings.paths;
+    auto client = Client::create(options);
     if (!client.ok()) fail(client.status().to_string());
     client_ = std::move(*client);
     value_.resize(settings.size, std::byte{0x5A});
@@ -317,6 +320,8 @@ Settings parse(int argc, char** argv) {
       settings.ops = split(value());
     else if (flag == "--redis")
       settings.redis = true;
+    else if (flag == "--paths")
+      settings.paths = value();
     else if (flag == "--hold")
       settings.hold = true;
     else if (flag == "--threads") {
