@@ -1,6 +1,6 @@
-// Counts what a process calls, for bench/operation_costs.py: loaded with LD_PRELOAD, it writes its counters to COUNT_CALLS_FOLDER/<pid>, from
-// where they can be read while the process runs. Only calls through the C library's symbols are seen, which is all of ours: the compiler
-// inlines neither malloc nor the locks.
+// Counts what a process calls, for bench/operation_costs.py: loaded with LD_PRELOAD, it writes its counters to COUNT_CALLS_FOLDER/<pid>,
+// from where they can be read while the process runs. Only calls through the C library's symbols are seen, which is all of ours: the
+// compiler inlines neither malloc nor the locks.
 //
 // Layout of the file: 64-bit counters in the order of `Counter`. Cost: one relaxed addition a call. Threads: any.
 #include <dlfcn.h>
@@ -66,11 +66,11 @@ Function next(const char* name, std::atomic<void*>& known) {
 
 }  // namespace
 
-#define COUNTED(counter, result, name, parameters, arguments)              \
+#define COUNTED(counter, result, name, parameters, arguments)                \
   extern "C" __attribute__((visibility("default"))) result name parameters { \
-    static std::atomic<void*> known{nullptr};                              \
-    count(counter);                                                        \
-    return next<result(*) parameters>(#name, known) arguments;             \
+    static std::atomic<void*> known{nullptr};                                \
+    count(counter);                                                          \
+    return next<result(*) parameters>(#name, known) arguments;               \
   }
 
 extern "C" {

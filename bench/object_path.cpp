@@ -3,7 +3,8 @@
 //
 // The socket loop is the limit that this machine sets for one exchange: the same number of bytes each way, a caller that spins, a peer that
 // blocks in recv. All rows are taken in turn, `rounds` times, so that a slow moment of the machine meets every row.
-//   object_path [--seconds 0.5] [--rounds 3] [--threads 1,4,16] [--batch 32] [--size 4096] [--ops exist,get,put] [--paths tcp] [--redis] [--hold]
+//   object_path [--seconds 0.5] [--rounds 3] [--threads 1,4,16] [--batch 32] [--size 4096] [--ops exist,get,put] [--paths tcp] [--redis]
+//   [--hold]
 // --hold prints the processes' numbers and keeps one operation running (for perf).
 #include <sys/resource.h>
 #include <sys/socket.h>

@@ -83,10 +83,22 @@ def client(master: str, pids: list[int], folder: Path, calls: int) -> None:
     if store.setup("127.0.0.1", "P2PHANDSHAKE", 0, 1 << 20, "tcp", "", master) != 0:
         raise SystemExit("setup failed")
     processes = {"client": Counted(os.getpid(), folder), "master": Counted(pids[0], folder), "node": Counted(pids[1], folder)}
+    fill_once(store)
     until_idle(processes["node"])
     for size, number in ((4 << 10, calls), (1 << 20, max(8, calls // 40))):
         measure(store, processes, size, min(number, (700 << 20) // (size * BATCH)))
     store.close()
+
+
+def fill_once(store: object) -> None:
+    """Every page of the node is touched then, and mapped by the client: a pool that has been in use."""
+    memory = mmap.mmap(-1, 16 << 20)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    store.register_buffer(address, len(memory))  # type: ignore[attr-defined]
+    names = [f"fill-{number}" for number in range(60)]
+    for name in names:
+        store.put_from(name, address, len(memory))  # type: ignore[attr-defined]
+    store.batch_remove(names, True)  # type: ignore[attr-defined]
 
 
 def until_idle(process: Counted) -> None:

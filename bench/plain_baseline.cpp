@@ -5,9 +5,9 @@
 // (s).
 //
 // memcpy: what a put of a batch has to do at least: BYTES at a time in PIECES pieces, from the next of BATCH places (1 unless told) of each
-// thread's own source into the next place of 1 GiB, all of it touched before. write: BYTES to the peer, which answers one byte; read: one byte to the
-// peer, which answers BYTES; roundtrip: BYTES both ways. Each thread has its own connection; the peer is a forked process with a thread for
-// each of them. Blocking send and recv, TCP_NODELAY, no frame, no checksum.
+// thread's own source into the next place of 1 GiB, all of it touched before. write: BYTES to the peer, which answers one byte; read: one
+// byte to the peer, which answers BYTES; roundtrip: BYTES both ways. Each thread has its own connection; the peer is a forked process with
+// a thread for each of them. Blocking send and recv, TCP_NODELAY, no frame, no checksum.
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>

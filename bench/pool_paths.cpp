@@ -76,8 +76,8 @@ struct Shape {
 template <typename T>
 struct PageAllocator {
   using value_type = T;
-  static T* allocate(std::size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{4096})); }
-  static void deallocate(T* memory, std::size_t) { ::operator delete(memory, std::align_val_t{4096}); }
+  static T* allocate(std::size_t count) { return static_cast<T*>(::operator new (count * sizeof(T), std::align_val_t{4096})); }
+  static void deallocate(T* memory, std::size_t) { ::operator delete (memory, std::align_val_t{4096}); }
   bool operator==(const PageAllocator&) const = default;
 };
 using Memory = std::vector<std::byte, PageAllocator<std::byte>>;

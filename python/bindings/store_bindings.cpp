@@ -243,7 +243,8 @@ void bind_life(nb::class_<Store>& store) {
           "_open",
           [](Store& s, const std::string& hostname, const std::string& metadata, const std::string& master, std::uint64_t segment,
              std::uint64_t buffer, const std::string& protocol, const std::string& devices, const std::string& tenant,
-             const std::string& token, bool checksums, const std::string& paths, std::uint32_t operation_ms, std::uint32_t setup_ms, std::uint32_t handover_ms) {
+             const std::string& token, bool checksums, const std::string& paths, std::uint32_t operation_ms, std::uint32_t setup_ms,
+             std::uint32_t handover_ms) {
             store::ClientOptions options;
             options.local_hostname = hostname;
             options.metadata_server = metadata;

@@ -27,9 +27,7 @@ TEST(IdsTest, RoundTripThroughBytesAndNeverRepeat) {
   EXPECT_EQ(id.to_string().size(), 32U);
 }
 
-TEST(VersionTest, LaterTermWinsOverHigherCount) {
-  EXPECT_LT((Version{Term{1}, 900}), (Version{Term{2}, 1}));
-}
+TEST(VersionTest, LaterTermWinsOverHigherCount) { EXPECT_LT((Version{Term{1}, 900}), (Version{Term{2}, 1})); }
 
 TEST(EditDistanceTest, CountsInsertionsDeletionsAndReplacements) {
   EXPECT_EQ(edit_distance("port", "port"), 0U);

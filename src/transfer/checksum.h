@@ -30,8 +30,8 @@ class ChunkState {
  public:
   void reset();
   void update(std::span<const std::byte> bytes);
-  // Copies from the front of `bytes` to `to` past the caches, as far as it can (whole stripes of 64 bytes, to aligned memory, on a machine with
-  // AVX2 or AVX-512, before the first update()), feeds exactly what it stored, and returns how much that was. The chunk's last
+  // Copies from the front of `bytes` to `to` past the caches, as far as it can (whole stripes of 64 bytes, to aligned memory, on a machine
+  // with AVX2 or AVX-512, before the first update()), feeds exactly what it stored, and returns how much that was. The chunk's last
   // kStreamingTail bytes have to come through update().
   [[nodiscard]] std::size_t stream(std::byte* to, std::span<const std::byte> bytes);
   static constexpr std::size_t kStreamingTail = 256;

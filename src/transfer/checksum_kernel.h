@@ -15,9 +15,9 @@ struct ChecksumKernel {
   void (*reset)(void* state);
   void (*update)(void* state, const void* bytes, size_t size);
   uint64_t (*digest)(const void* state);
-  // Copies `size` bytes past the caches (non-temporal stores) and updates the state with what it stored, both from one load: no other writer of
-  // `from` can make the sum differ from the copy. The stores are ordered before it returns. `size` has to be a multiple of 64, `to` aligned to
-  // 64, and the state must have had multiples of 64 bytes only. Null: not for this instruction set.
+  // Copies `size` bytes past the caches (non-temporal stores) and updates the state with what it stored, both from one load: no other
+  // writer of `from` can make the sum differ from the copy. The stores are ordered before it returns. `size` has to be a multiple of 64,
+  // `to` aligned to 64, and the state must have had multiples of 64 bytes only. Null: not for this instruction set.
   void (*stream)(void* state, void* to, const void* from, size_t size);
 };
 

@@ -102,7 +102,8 @@ Status read_pinned(const PinnedRead& read, const ReadOperation& operation, Store
     if (read.verify) {
       const std::uint64_t found = whole ? scatter_chunk(chunk, destination, stores) : checksum(chunk);
       if (found != read.checksums[index - first]) {
-        return failed(ErrorCode::kChecksumMismatch, "the segment's memory changed since it was written (chunk " + std::to_string(index) + ")");
+        return failed(ErrorCode::kChecksumMismatch,
+                      "the segment's memory changed since it was written (chunk " + std::to_string(index) + ")");
       }
     }
     if (!read.verify || !whole) {

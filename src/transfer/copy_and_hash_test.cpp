@@ -34,15 +34,16 @@ TEST_P(CopyAndHashTest, CopiesEveryByteAndGivesTheChunksChecksumWhateverThePiece
   const auto original = random_bytes(kChecksumChunk, 5);
   for (const std::size_t size : {std::size_t{1}, std::size_t{256}, std::size_t{257}, std::size_t{320}, std::size_t{8192}, std::size_t{9000},
                                  std::size_t{98304}, kChecksumChunk - 1, kChecksumChunk}) {
-    for (const std::size_t piece : {std::size_t{1}, std::size_t{63}, std::size_t{64}, std::size_t{1000}, std::size_t{1024}, std::size_t{98304},
-                                    kChecksumChunk}) {
+    for (const std::size_t piece :
+         {std::size_t{1}, std::size_t{63}, std::size_t{64}, std::size_t{1000}, std::size_t{1024}, std::size_t{98304}, kChecksumChunk}) {
       if (size / piece > 5000) continue;
       for (const std::size_t shift : {std::size_t{0}, std::size_t{8}}) {  // of the destination, from an aligned place
         const auto bytes = std::span<const std::byte>(original).first(size);
         std::vector<std::byte> storage(size + 256, std::byte{0xEE});
         const auto misaligned = reinterpret_cast<std::uintptr_t>(storage.data()) % 64;
         const MutableBytes target = std::span(storage).subspan(64 + (64 - misaligned) % 64 + shift, size);
-        const std::string what = std::to_string(size) + " bytes in pieces of " + std::to_string(piece) + ", shifted by " + std::to_string(shift);
+        const std::string what =
+            std::to_string(size) + " bytes in pieces of " + std::to_string(piece) + ", shifted by " + std::to_string(shift);
 
         const auto sources = cut<ConstBytes>(bytes, piece);
         PieceCursor<ConstBytes> source(sources);
@@ -122,7 +123,8 @@ TEST(ReadPinnedTest, DeliversAnyRangeAndRefusesAChangedByteInAnyChunkItTouches) 
 TEST(ReadPinnedTest, AnotherRootOrAPassedDeadlineIsAnError) {
   Extent extent;
   auto operation = extent.operation(0, extent.bytes.size());
-  EXPECT_EQ(read_pinned(extent.pinned(0), operation, Stores::kCached, Deadline::after(std::chrono::seconds(0))).code(), ErrorCode::kRpcTimeout);
+  EXPECT_EQ(read_pinned(extent.pinned(0), operation, Stores::kCached, Deadline::after(std::chrono::seconds(0))).code(),
+            ErrorCode::kRpcTimeout);
   operation.checksum += 1;
   EXPECT_EQ(read_pinned(extent.pinned(0), operation, Stores::kCached, Deadline::after(std::chrono::seconds(10))).code(),
             ErrorCode::kChecksumMismatch);

@@ -1,6 +1,6 @@
-// Bytes as every hot message: the lean parser accepts whatever the generated class writes, and what both accepted they read alike. (The lean
-// one accepts more in one place, since it does not ask `string` fields to be UTF-8, and less in another: a tag of more than 32 bits, of which
-// the generated class drops the rest.)
+// Bytes as every hot message: the lean parser accepts whatever the generated class writes, and what both accepted they read alike. (The
+// lean one accepts more in one place, since it does not ask `string` fields to be UTF-8, and less in another: a tag of more than 32 bits,
+// of which the generated class drops the rest.)
 #include <google/protobuf/stubs/logging.h>
 
 #include <cstddef>
