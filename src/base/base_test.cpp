@@ -1,10 +1,15 @@
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <functional>
+#include <vector>
+
 #include "base/deadline.h"
 #include "base/edit_distance.h"
 #include "base/ids.h"
 #include "base/logging.h"
 #include "base/result.h"
+#include "base/run_together.h"
 
 namespace moonpool {
 namespace {
@@ -39,6 +44,15 @@ TEST(EditDistanceTest, CountsInsertionsDeletionsAndReplacements) {
 TEST(DeadlineTest, SoonerNeverExtends) {
   const auto deadline = Deadline::after(std::chrono::milliseconds(5));
   EXPECT_LE(deadline.sooner(std::chrono::hours(1)).time(), deadline.time());
+}
+
+TEST(RunTogetherTest, RunsEveryJobAndReturnsAfterTheLast) {
+  std::atomic<int> runs{0};
+  const std::function<void()> job = [&] { ++runs; };
+  run_together({});
+  run_together(std::vector{job});
+  run_together(std::vector{job, job, job});
+  EXPECT_EQ(runs, 4);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/logging.h"
+#include "base/run_together.h"
 #include "base/sync_point.h"
 
 namespace moonpool::store {

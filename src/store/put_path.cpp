@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/logging.h"
+#include "base/run_together.h"
 #include "base/sync_point.h"
 #include "transfer/transport.h"
 

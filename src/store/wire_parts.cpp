@@ -34,20 +34,6 @@ Result<Segments> parse_segments(std::span<const std::string_view> encoded) {
   return segments;
 }
 
-void run_together(const std::vector<std::function<void()>>& jobs) {
-  if (jobs.empty()) return;
-  std::vector<std::jthread> others;
-  others.reserve(jobs.size() - 1);
-  for (std::size_t i = 0; i + 1 < jobs.size(); ++i) {
-    try {
-      others.emplace_back(jobs[i]);
-    } catch (const std::system_error&) {
-      jobs[i]();  // no thread to be had: one after the other is slower, not wrong
-    }
-  }
-  jobs.back()();
-}
-
 std::string tenant_on_wire(std::string_view tenant) { return tenant == "default" ? std::string() : std::string(tenant); }
 
 std::string catalogue_key(std::string_view wire_tenant, std::string_view key) {

@@ -37,9 +37,6 @@ using Segments = std::vector<std::shared_ptr<const Segment>>;
   return {ErrorCode::kInternal, "the transport did not report on it"};
 }
 
-// Runs all jobs to their end, each on a thread of its own but the last, which runs on the caller's.
-void run_together(const std::vector<std::function<void()>>& jobs);
-
 // The tenant as the master wants it: empty for "default".
 [[nodiscard]] std::string tenant_on_wire(std::string_view tenant);
 // A key as the owner's catalogue holds it, spelled as the master spells it (master/object_key.h): the bare key for the default tenant, else

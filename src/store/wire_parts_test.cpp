@@ -58,14 +58,6 @@ TEST(ParseSegments, RefusesMalformedDescriptions) {
   EXPECT_EQ(parse(info.SerializeAsString()).code(), ErrorCode::kProtocol);
 }
 
-TEST(RunTogether, RunsEveryJob) {
-  std::atomic<int> runs{0};
-  run_together({});
-  run_together({[&] { ++runs; }});
-  run_together({[&] { ++runs; }, [&] { ++runs; }, [&] { ++runs; }});
-  EXPECT_EQ(runs, 4);
-}
-
 TEST(FencedMemory, ForgetsTheOldestBeyondItsLimit) {
   FencedMemory memory(2);
   const auto id = [](char c) { return std::string(16, c); };

@@ -56,7 +56,7 @@ class FakeRig : public Rig {
 
 class TcpRig : public Rig {
  public:
-  TcpRig() {
+  explicit TcpRig(std::size_t stripes) : stripes_(stripes) {
     owner.serve(server_);
     EXPECT_TRUE(server_.start().ok());
     peer.endpoint.port = server_.port();
@@ -65,9 +65,10 @@ class TcpRig : public Rig {
   Transport& transport() override { return transport_; }
 
  private:
+  const std::size_t stripes_;
   net::Server server_{{peer.node, "", "test"}, {}};
   net::LanePool lanes_{{NodeId::generate(), "", "test"}};
-  TcpTransport transport_{lanes_};
+  TcpTransport transport_{lanes_, true, stripes_};
 };
 
 class ShmRig : public Rig {
@@ -164,6 +165,40 @@ TEST_P(TransportConformanceTest, EverySizeArrivesAsItWasSent) {
     EXPECT_EQ(into, data) << size;
     const RetirementOrder order{count_, ref};
     ASSERT_EQ(owner().retire({&order, 1}, soon()).size(), 1U);
+  }
+}
+
+TEST_P(TransportConformanceTest, ALargeBatchArrivesWholeAndEachOperationHasItsOwnOutcome) {
+  constexpr std::size_t kEach = std::size_t{5} << 20;
+  constexpr std::size_t kCount = 7;
+  constexpr std::size_t kStale = 4;
+  std::vector<std::vector<std::byte>> data;
+  std::vector<ConstBytes> sources;
+  for (std::size_t i = 0; i < kCount; ++i) data.push_back(random_bytes(kEach + i, 100 + i));
+  for (const auto& bytes : data) sources.emplace_back(bytes);
+  std::vector<WriteOperation> writes;
+  for (std::size_t i = 0; i < kCount; ++i) {
+    auto ref = extent(i * (kEach + 4096), kEach + i);
+    if (i == kStale) ref.incarnation = Incarnation::generate();
+    writes.push_back({ref, "the key", {&sources[i], 1}, {}, 0});
+  }
+  transport().write(rig_->peer, writes, soon());
+  for (std::size_t i = 0; i < kCount; ++i) {
+    ASSERT_EQ(writes[i].status.ok(), i != kStale) << i << ": " << writes[i].status.to_string();
+  }
+  std::vector<std::vector<std::byte>> into(kCount, std::vector<std::byte>(kEach + kCount));
+  std::vector<MutableBytes> destinations;
+  for (std::size_t i = 0; i < kCount; ++i) destinations.push_back(MutableBytes(into[i]).first(kEach + i));
+  std::vector<ReadOperation> reads;
+  for (std::size_t i = 0; i < kCount; ++i) {
+    reads.push_back({writes[i].extent, 0, kEach + i, {&destinations[i], 1}, writes[i].checksum, {}});
+  }
+  transport().read(rig_->peer, reads, soon());
+  for (std::size_t i = 0; i < kCount; ++i) {
+    EXPECT_EQ(reads[i].status.ok(), i != kStale) << i << ": " << reads[i].status.to_string();
+    if (i != kStale) {
+      EXPECT_TRUE(std::ranges::equal(destinations[i], data[i])) << i;
+    }
   }
 }
 
@@ -382,7 +417,8 @@ INSTANTIATE_TEST_SUITE_P(AllTransports, TransportConformanceTest,
                          ::testing::Values(Case{"local", [] { return std::make_unique<LocalRig>(); }},
                                            Case{"shm", [] { return std::make_unique<ShmRig>(); }},
                                            Case{"fake", [] { return std::make_unique<FakeRig>(); }},
-                                           Case{"tcp", [] { return std::make_unique<TcpRig>(); }}),
+                                           Case{"tcp", [] { return std::make_unique<TcpRig>(1); }},
+                                           Case{"tcp_striped", [] { return std::make_unique<TcpRig>(3); }}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
