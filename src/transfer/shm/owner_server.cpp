@@ -106,7 +106,7 @@ void OwnerServer::stop() {
   if (!thread_.joinable()) return;
   stopping_ = true;
   const std::uint64_t one = 1;
-  static_cast<void>(::write(wake_.get(), &one, sizeof one));
+  [[maybe_unused]] const ssize_t written = ::write(wake_.get(), &one, sizeof one);  // an eventfd that is full wakes as well
   thread_.join();
   owner_.attach(nullptr);
   listener_.reset();
