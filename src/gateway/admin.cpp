@@ -55,6 +55,8 @@ json::object describe(const Counters& counters) {
           {"client_gone", counters.client_gone.load()},
           {"bad_requests", counters.bad_requests.load()},
           {"retries", counters.retries.load()},
+          {"retries_refused", counters.retries_refused.load()},
+          {"continued", counters.continued.load()},
           {"prefill_given_up", counters.prefill_given_up.load()},
           {"client_connections", counters.client_connections.load()}};
 }

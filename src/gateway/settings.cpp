@@ -4,8 +4,11 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <algorithm>
+#include <cctype>
 #include <cstdlib>
+#include <map>
 
+#include "base/logging.h"
 #include "gateway/policy.h"
 
 namespace moonpool::gateway {
@@ -21,7 +24,7 @@ struct RawFlags {
 void add_seconds(CLI::App& app, const std::string& flag, std::chrono::milliseconds& target, const std::string& help) {
   app.add_option_function<double>(
          flag, [&target](const double& seconds) { target = std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000)); }, help)
-      ->default_str(std::to_string(target.count() / 1000) + " s")
+      ->default_str(fmt::format("{} s", static_cast<double>(target.count()) / 1000))
       ->check(CLI::Range(0.001, 1e7));
 }
 
@@ -38,6 +41,55 @@ void add_timeouts(CLI::App& app, Timeouts& timeouts) {
   add_seconds(app, "--upstream-idle-timeout", timeouts.upstream_idle, "An unused connection to an instance is kept this long");
   add_seconds(app, "--check-timeout", timeouts.check, "A health probe, the check of an added instance");
   add_seconds(app, "--drain-timeout", timeouts.drain, "Running requests, after SIGTERM");
+}
+
+void add_retries(CLI::App& app, Retries& retries) {
+  app.add_option("--retry-budget", retries.budget_share, "Retries at most, as a share of the requests of the last 10 s")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  app.add_option("--retry-always", retries.budget_always, "Retries a second that are allowed whatever the share says")
+      ->check(CLI::Range(0.0, 1e9))
+      ->capture_default_str();
+  add_seconds(app, "--retry-pause", retries.first, "Pause before the first retry; doubles with each further one, jittered");
+  add_seconds(app, "--retry-pause-longest", retries.longest, "Pause before a retry at most");
+}
+
+// A word out of a few, shown by its name.
+template <typename Choice>
+void add_choice(CLI::App& app, const std::string& flag, Choice& target, const std::map<std::string, Choice>& words,
+                const std::string& help) {
+  std::vector<std::string> names;
+  std::string standing;
+  for (const auto& [word, choice] : words) {
+    names.push_back(word);
+    if (choice == target) standing = word;
+  }
+  app.add_option_function<std::string>(
+         flag, [&target, words](const std::string& word) { target = words.at(word); }, help)
+      ->check(CLI::IsMember(names))
+      ->default_str(standing);
+}
+
+void add_continuation(CLI::App& app, Settings& settings) {
+  using Streams = ContinueStreams;
+  using Marker = ContinueMarker;
+  add_choice<Streams>(app, "--continue-streams", settings.continue_streams,
+                      {{"off", Streams::kOff}, {"greedy", Streams::kGreedy}, {"always", Streams::kAlways}},
+                      "Streams that go on at another instance when theirs dies: those at temperature 0, all, none");
+  add_choice<Marker>(app, "--continue-marker", settings.continue_marker,
+                     {{"off", Marker::kOff}, {"comment", Marker::kComment}, {"event", Marker::kEvent}},
+                     "How such a stream says so: an SSE comment, an event named continued, not at all");
+}
+
+// Every flag can come from the environment: --connect-timeout from MOONPOOL_GATEWAY_CONNECT_TIMEOUT. The command line wins.
+void name_environment(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_lnames().empty() || option->get_lnames().front() == "help") continue;
+    std::string name = "MOONPOOL_GATEWAY_" + option->get_lnames().front();
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
+    option->envname(name);
+  }
 }
 
 Result<std::vector<InstanceName>> parse_names(const std::vector<std::string>& texts, const std::string& flag) {
@@ -72,6 +124,9 @@ void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
   app.add_flag("--access-log", settings.access_log, "Log every request at level info (else debug; failed ones always)");
   app.add_option("--log-level", settings.log_level, "trace, debug, info, warning, error, off")->capture_default_str();
   add_timeouts(app, settings.timeouts);
+  add_retries(app, settings.retries);
+  add_continuation(app, settings);
+  name_environment(app);
 }
 
 }  // namespace
