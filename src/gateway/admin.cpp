@@ -30,6 +30,7 @@ json::object describe(const Instance& instance) {
   const double error_age = instance.last_error_age_s();
   return {{"instance", text(instance.name().to_string())},
           {"state", instance.healthy() ? "healthy" : "unhealthy"},
+          {"circuit", text(instance.circuit())},
           {"in_flight", instance.in_flight()},
           {"requests", instance.requests()},
           {"errors", instance.errors()},

@@ -33,7 +33,7 @@ struct GatewayState {
       : settings(std::move(the_settings)), prefill("prefill", std::move(prefill_policy)), decode("decode", std::move(decode_policy)) {}
 
   [[nodiscard]] std::shared_ptr<Instance> make_instance(const InstanceName& name, const Group& group) const {
-    return std::make_shared<Instance>(name, group.role(), settings.health.failures_to_unhealthy);
+    return std::make_shared<Instance>(name, group.role(), settings.health.circuit);
   }
 
   const Settings settings;

@@ -81,7 +81,8 @@ TEST(SseStreamTest, HoldsABoundedLine) {
 }
 
 std::shared_ptr<Instance> instance(const std::string& name, unsigned failures = 3) {
-  return std::make_shared<Instance>(InstanceName::parse(name).value(), "decode", failures);
+  return std::make_shared<Instance>(InstanceName::parse(name).value(), "decode",
+                                    CircuitSettings{failures, std::chrono::milliseconds(50), std::chrono::milliseconds(50)});
 }
 
 const Status kBroken(ErrorCode::kUnavailable, "broken");

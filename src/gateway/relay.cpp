@@ -212,6 +212,7 @@ Relay::Turn Relay::instance_failed(Instance& instance, Status reason, std::uniqu
 Task<Relay::Turn> Relay::whole_answer(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent) {
   const bool ends_with_connection = exchange->answer.need_eof();
   instance.first_byte.record(since(sent));
+  instance.answering();
   Status status = co_await read_whole(*exchange, state_.settings.limits.buffered_answer_bytes, between_bytes(), deadline_, cancellation_);
   if (status.code() == ErrorCode::kBufferOverflow) co_return co_await pass_through(instance, std::move(exchange));
   if (status.ok() && ends_with_connection && is_json(exchange->answer) && !is_whole_json(exchange->answer.body)) {

@@ -27,6 +27,7 @@ Task<Relay::Turn> Relay::stream(Instance& instance, std::unique_ptr<Exchange> ex
     const bool complete = over && events.done();
     if (!ready.empty() && !std::exchange(begun, true)) {
       instance.first_byte.record(RequestRecord::Clock::now() - sent);
+      instance.answering();
       if (resumed) {
         state_.counters.continued.fetch_add(1, std::memory_order_relaxed);
         record_.error.clear();

@@ -70,6 +70,17 @@ void add_choice(CLI::App& app, const std::string& flag, Choice& target, const st
       ->default_str(standing);
 }
 
+void add_health(CLI::App& app, Health& health) {
+  add_seconds(app, "--open-time", health.circuit.first_open, "An unhealthy instance is passed over at least this long; doubles, jittered");
+  add_seconds(app, "--open-time-longest", health.circuit.longest_open, "The same, at most");
+  app.add_option_function<double>(
+         "--check-interval",
+         [&health](const double& seconds) { health.check_every = std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000)); },
+         "Active checks of healthy instances; 0: none")
+      ->default_str("10 s")
+      ->check(CLI::Range(0.0, 1e7));
+}
+
 void add_continuation(CLI::App& app, Settings& settings) {
   using Streams = ContinueStreams;
   using Marker = ContinueMarker;
@@ -113,7 +124,7 @@ void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
   app.add_option("--attempts", settings.attempts, "Instances tried at most for one hop of a request")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
-  app.add_option("--unhealthy-after", settings.health.failures_to_unhealthy, "Consecutive failures that take an instance out")
+  app.add_option("--unhealthy-after", settings.health.circuit.failures_to_open, "Consecutive failures that take an instance out")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app.add_option("--max-header-bytes", settings.limits.header_bytes, "A request's head at most")->capture_default_str();
@@ -125,6 +136,7 @@ void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
   app.add_option("--log-level", settings.log_level, "trace, debug, info, warning, error, off")->capture_default_str();
   add_timeouts(app, settings.timeouts);
   add_retries(app, settings.retries);
+  add_health(app, settings.health);
   add_continuation(app, settings);
   name_environment(app);
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "gateway/circuit_breaker.h"
 #include "gateway/continuation.h"
 #include "gateway/instance_name.h"
 
@@ -45,7 +46,8 @@ struct Retries {
 };
 
 struct Health {
-  unsigned failures_to_unhealthy = 3;  // consecutive ones of the instance's own
+  CircuitSettings circuit;                        // when an instance counts as unhealthy, and for how long
+  std::chrono::milliseconds check_every{10'000};  // active checks of healthy instances; 0: none, requests alone tell
   std::chrono::milliseconds first_probe{500};
   std::chrono::milliseconds slowest_probe{10'000};
 };
