@@ -36,7 +36,7 @@ bool peer_closed(int socket) {
   pollfd waiting{socket, POLLIN | POLLRDHUP, 0};
   if (::poll(&waiting, 1, 10) <= 0) return false;
   char byte = 0;
-  return ::recv(socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0 || (waiting.revents & (POLLERR | POLLHUP)) != 0;
+  return ::recv(socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0 || (waiting.revents & (POLLERR | POLLHUP | POLLRDHUP)) != 0;
 }
 
 int listen_on(const std::string& host, std::uint16_t& port) {
@@ -435,7 +435,7 @@ bool UpstreamSimulator::send_pieces(int socket, const std::vector<Piece>& pieces
       return false;
     }
     if (!send_all(socket, piece.bytes)) {
-      ++abandoned_;
+      abandoned_now();
       return false;
     }
     sent += piece.bytes.size();
@@ -444,6 +444,8 @@ bool UpstreamSimulator::send_pieces(int socket, const std::vector<Piece>& pieces
 }
 
 void UpstreamSimulator::go_wrong(int socket, How how, bool in_head, bool chunked) {
+  // A reset overtakes what was sent before it, and bytes that are no HTTP spoil what is read with them: that is to be read first.
+  if (!in_head && (how == How::kReset || how == How::kMalformed) && !pace(socket, 0.03)) return;
   switch (how) {
     case How::kClose:
       return;
@@ -468,7 +470,7 @@ bool UpstreamSimulator::pace(int socket, double seconds) {
     pollfd waiting{socket, POLLIN | POLLRDHUP, 0};
     char byte = 0;
     if (::poll(&waiting, 1, std::min(50, static_cast<int>(left) + 1)) > 0 && ::recv(socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) <= 0) {
-      ++abandoned_;
+      abandoned_now();
       return false;
     }
   }
@@ -480,10 +482,16 @@ Behaviour UpstreamSimulator::peek() {
   return next_ ? *next_ : behaviour_;
 }
 
+void UpstreamSimulator::abandoned_now() {
+  last_abandoned_ = std::chrono::steady_clock::now();
+  ++abandoned_;
+}
+
 void UpstreamSimulator::stall(int socket) {
+  ++stalled_;
   while (!stopping_) {
     if (!peer_closed(socket)) continue;
-    if (!stopping_) ++abandoned_;
+    if (!stopping_) abandoned_now();
     return;
   }
 }
@@ -501,7 +509,7 @@ bool UpstreamSimulator::wait_for_token(int socket) {
       }
     }
     if (!peer_closed(socket)) continue;
-    if (!stopping_) ++abandoned_;
+    if (!stopping_) abandoned_now();
     return false;
   }
 }

@@ -97,7 +97,9 @@ class UpstreamSimulator {
 
   [[nodiscard]] std::vector<SeenRequest> completions() const;
   [[nodiscard]] std::vector<SeenRequest> all() const;
-  [[nodiscard]] int abandoned() const { return abandoned_; }      // completions whose client closed before they were answered
+  [[nodiscard]] int abandoned() const { return abandoned_; }  // completions whose client closed before they were answered
+  [[nodiscard]] std::chrono::steady_clock::time_point last_abandoned() const { return last_abandoned_.load(); }
+  [[nodiscard]] int stalled() const { return stalled_; }          // connections that went silent, ever
   [[nodiscard]] int connections() const { return connections_; }  // accepted so far
 
  private:
@@ -112,6 +114,7 @@ class UpstreamSimulator {
   [[nodiscard]] bool send_pieces(int socket, const std::vector<Piece>& pieces, const Behaviour& now);
   void go_wrong(int socket, How how, bool in_head, bool chunked);
   void stall(int socket);
+  void abandoned_now();
   [[nodiscard]] bool pace(int socket, double seconds);  // false when the client left meanwhile
   [[nodiscard]] bool wait_for_token(int socket);
   [[nodiscard]] Behaviour behaviour();  // takes a next one
@@ -121,6 +124,8 @@ class UpstreamSimulator {
   const std::string host_;
   std::uint16_t port_ = 0;
   std::atomic<int> abandoned_{0};
+  std::atomic<std::chrono::steady_clock::time_point> last_abandoned_{};
+  std::atomic<int> stalled_{0};
   std::atomic<int> connections_{0};
   std::atomic<bool> stopping_{false};
   int listener_ = -1;
