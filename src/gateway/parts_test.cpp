@@ -221,6 +221,25 @@ TEST(CommandLineTest, SaysWhatIsWrong) {
   }
 }
 
+TEST(CommandLineTest, EveryFlagHasAnEnvironmentVariableAndWinsOverIt) {
+  ::setenv("MOONPOOL_GATEWAY_CONNECT_TIMEOUT", "0.5", 1);
+  ::setenv("MOONPOOL_GATEWAY_BETWEEN_BYTES_TIMEOUT", "7", 1);
+  ::setenv("MOONPOOL_GATEWAY_CONTINUE_STREAMS", "always", 1);
+  const auto parsed = parse({"-m", "m", "--connect-timeout", "0.25", "--continue-marker", "event"});
+  ::setenv("MOONPOOL_GATEWAY_CONTINUE_STREAMS", "sometimes", 1);
+  const auto wrong = parse({"-m", "m"});
+  for (const char* name :
+       {"MOONPOOL_GATEWAY_CONNECT_TIMEOUT", "MOONPOOL_GATEWAY_BETWEEN_BYTES_TIMEOUT", "MOONPOOL_GATEWAY_CONTINUE_STREAMS"}) {
+    ::unsetenv(name);
+  }
+  ASSERT_TRUE(parsed.ok()) << parsed.status().message();
+  EXPECT_EQ(parsed->settings->timeouts.connect, std::chrono::milliseconds(250));
+  EXPECT_EQ(parsed->settings->timeouts.between_bytes, std::chrono::seconds(7));
+  EXPECT_EQ(parsed->settings->continue_streams, ContinueStreams::kAlways);
+  EXPECT_EQ(parsed->settings->continue_marker, ContinueMarker::kEvent);
+  EXPECT_FALSE(wrong.ok());
+}
+
 TEST(CommandLineTest, TimeoutsAreInSeconds) {
   const auto parsed = parse({"-m", "m", "--connect-timeout", "0.25", "--drain-timeout", "3"});
   ASSERT_TRUE(parsed.ok());
