@@ -30,6 +30,7 @@ json::object describe(const Instance& instance) {
   const double error_age = instance.last_error_age_s();
   return {{"instance", text(instance.name().to_string())},
           {"state", instance.healthy() ? "healthy" : "unhealthy"},
+          {"circuit", text(instance.circuit())},
           {"in_flight", instance.in_flight()},
           {"requests", instance.requests()},
           {"errors", instance.errors()},
@@ -55,6 +56,8 @@ json::object describe(const Counters& counters) {
           {"client_gone", counters.client_gone.load()},
           {"bad_requests", counters.bad_requests.load()},
           {"retries", counters.retries.load()},
+          {"retries_refused", counters.retries_refused.load()},
+          {"continued", counters.continued.load()},
           {"prefill_given_up", counters.prefill_given_up.load()},
           {"client_connections", counters.client_connections.load()}};
 }

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "gateway/group.h"
+#include "gateway/retry.h"
 #include "gateway/settings.h"
 
 namespace moonpool::gateway {
@@ -20,7 +21,9 @@ struct Counters {
   std::atomic<std::uint64_t> cut{0};                 // streams that ended with an error event
   std::atomic<std::uint64_t> client_gone{0};         // ended by the client before its answer was whole
   std::atomic<std::uint64_t> prefill_given_up{0};    // sent to decode although no prefill instance had done its part
+  std::atomic<std::uint64_t> continued{0};           // streams that went on at another instance
   std::atomic<std::uint64_t> retries{0};             // hops sent to another instance after a failure
+  std::atomic<std::uint64_t> retries_refused{0};     // not sent, because the retry budget was used up
   std::atomic<std::uint64_t> bad_requests{0};        // refused before any hop
   std::atomic<std::uint64_t> client_connections{0};  // open now
 };
@@ -30,13 +33,14 @@ struct GatewayState {
       : settings(std::move(the_settings)), prefill("prefill", std::move(prefill_policy)), decode("decode", std::move(decode_policy)) {}
 
   [[nodiscard]] std::shared_ptr<Instance> make_instance(const InstanceName& name, const Group& group) const {
-    return std::make_shared<Instance>(name, group.role(), settings.health.failures_to_unhealthy);
+    return std::make_shared<Instance>(name, group.role(), settings.health.circuit);
   }
 
   const Settings settings;
   Group prefill;
   Group decode;
   Counters counters;
+  RetryBudget retry_budget{settings.retries.budget_share, settings.retries.budget_always};
   const std::chrono::steady_clock::time_point started = std::chrono::steady_clock::now();
   std::atomic<bool> stopping{false};  // no new requests: answers say Connection: close
 };

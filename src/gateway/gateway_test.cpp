@@ -117,7 +117,7 @@ TEST_F(GatewayWholeTest, InstancesThatCannotWorkAreNotAdded) {
 
 TEST_F(GatewayWholeTest, UnhealthyInstanceIsPassedOverAndComesBackByItself) {
   Settings settings = test_settings();
-  settings.health.failures_to_unhealthy = 2;
+  settings.health.circuit.failures_to_open = 2;
   start_gateway(0, 2, settings);
   decode[0]->stop();
   for (int i = 0; i < 6; ++i) EXPECT_EQ(complete(kPlain).status, 200U);
@@ -135,7 +135,7 @@ TEST_F(GatewayWholeTest, UnhealthyInstanceIsPassedOverAndComesBackByItself) {
 
 TEST_F(GatewayWholeTest, WhenAllAreUnhealthyTheyAreTriedAnyway) {
   Settings settings = test_settings();
-  settings.health.failures_to_unhealthy = 1;
+  settings.health.circuit.failures_to_open = 1;
   settings.health.first_probe = std::chrono::hours(1);
   start_gateway(0, 1, settings);
   Behaviour broken;

@@ -51,14 +51,13 @@ void HealthMonitor::look_after(const Group& group) {
     Watched& watched = watched_[instance];
     const bool first_look = !watched.seen;
     if (watched.running) continue;
-    if (instance->healthy() && !first_look) {
-      watched.pause = std::chrono::milliseconds(0);
-      continue;
-    }
-    if (!first_look && watched.pause.count() == 0) {
+    const bool healthy = instance->healthy();
+    if (!first_look && (watched.next == Deadline::Clock::time_point{} || watched.healthy != healthy)) {
       watched.pause = state_.settings.health.first_probe;
-      watched.next = now + jittered(watched.pause);
+      watched.next = now + jittered(healthy ? state_.settings.health.check_every : watched.pause);
     }
+    watched.healthy = healthy;
+    if (healthy && !first_look && state_.settings.health.check_every.count() == 0) continue;
     if (!first_look && now < watched.next) continue;
     watched.seen = true;
     watched.running = true;
@@ -74,14 +73,15 @@ Task<void> HealthMonitor::probe(std::shared_ptr<Instance> instance, bool first_l
       co_await check_instance(pool_, instance->name(), state_.settings.model, {}, Deadline::after(state_.settings.timeouts.check), never);
   Watched& watched = watched_[instance];
   watched.running = false;
+  const auto& health = state_.settings.health;
   if (checked.ok()) {
     if (first_look && checked->verified) log::info("{} instance {} answers", instance->role(), instance->name().to_string());
     if (first_look && !checked->verified) log::warning("{} instance: {}", instance->role(), checked->remark);
-    instance->succeeded();
+    instance->probe_succeeded();
+    watched.next = Deadline::Clock::now() + jittered(instance->healthy() ? health.check_every : health.first_probe);
     co_return;
   }
-  instance->probe_failed(checked.status());
-  const auto& health = state_.settings.health;
+  instance->probe_failed(checked.status(), first_look);
   watched.pause = std::clamp(watched.pause * 2, health.first_probe, health.slowest_probe);
   watched.next = Deadline::Clock::now() + jittered(watched.pause);
 }

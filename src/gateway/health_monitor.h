@@ -1,4 +1,5 @@
-// Brings instances back: probes those that are unhealthy, ever more slowly, until they answer; looks once at each that is new.
+// The active half of an instance's health: probes those that are unhealthy, ever more slowly, until they answer; looks once at each that is
+// new, and now and then at those that are well, so that a dead one is known before a request finds out.
 //
 // A new instance is usable from the start; the first look only finds out early (and logs) when it does not answer or serves another model.
 // Threads: one executor. Ownership: its coroutine's; it ends when the gateway stops.
@@ -23,6 +24,7 @@ class HealthMonitor : public std::enable_shared_from_this<HealthMonitor> {
   struct Watched {
     bool seen = false;     // had its first look
     bool running = false;  // a probe is under way
+    bool healthy = true;   // at the last look
     std::chrono::milliseconds pause{0};
     Deadline::Clock::time_point next{};
   };

@@ -15,25 +15,30 @@ double Instance::last_error_age_s() const {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - last_error_at_).count();
 }
 
+void Instance::answering() {
+  if (circuit_.request_answering()) log::info("{} instance {} answers again", role_, name_.to_string());
+}
+
 void Instance::succeeded() {
-  if (consecutive_failures_.load(std::memory_order_relaxed) != 0) consecutive_failures_.store(0, std::memory_order_relaxed);
-  if (healthy_.load(std::memory_order_relaxed)) return;
-  if (!healthy_.exchange(true)) log::info("{} instance {} is healthy again", role_, name_.to_string());
+  if (circuit_.request_succeeded()) log::info("{} instance {} is healthy again", role_, name_.to_string());
 }
 
 void Instance::failed(const Status& reason) {
   errors_.fetch_add(1, std::memory_order_relaxed);
-  const auto failures = consecutive_failures_.fetch_add(1) + 1;
   remember(reason);
-  if (failures >= failures_to_unhealthy_ && healthy_.exchange(false)) {
+  if (circuit_.request_failed()) {
     log::warning("{} instance {} is unhealthy after {} consecutive failures, the last: {}. It is probed until it answers", role_,
-                 name_.to_string(), failures, reason.message());
+                 name_.to_string(), circuit_.failures(), reason.message());
   }
 }
 
-void Instance::probe_failed(const Status& reason) {
+void Instance::probe_succeeded() { circuit_.check_succeeded(); }
+
+void Instance::probe_failed(const Status& reason, bool first_look) {
   remember(reason);
-  if (healthy_.exchange(false)) log::warning("{} instance {} does not answer: {}", role_, name_.to_string(), reason.message());
+  if (circuit_.check_failed(first_look)) {
+    log::warning("{} instance {} does not answer: {}", role_, name_.to_string(), reason.message());
+  }
 }
 
 void Instance::remember(const Status& reason) {

@@ -1,10 +1,9 @@
 // One instance of a group: its name, and what the gateway knows of its health, load and speed.
 //
-// Health: healthy until `failures_to_unhealthy` consecutive failures of its own (no connection, 5xx, deadline, an answer cut short), never
-// because of a client's 4xx. An unhealthy one is passed over while others are healthy, and comes back with the first success: a probe's
-// (see health_monitor.h) or a request's. So one failure never evicts, and nothing evicts for ever.
-// Threads: any; counters are relaxed atomics, the texts are behind a lock that no request takes unless it fails.
-// Ownership: shared; a request keeps its instance alive, even when it leaves the group meanwhile.
+// Health is its circuit's (circuit_breaker.h): what requests and active checks saw of it, its own failures only (no connection, 5xx,
+// deadline, an answer cut short), never a client's 4xx or departure. An unhealthy one is passed over while others are healthy. Threads:
+// any; counters are relaxed atomics, the texts are behind a lock that no request takes unless it fails. Ownership: shared; a request keeps
+// its instance alive, even when it leaves the group meanwhile.
 #pragma once
 
 #include <atomic>
@@ -13,8 +12,10 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 
 #include "base/result.h"
+#include "gateway/circuit_breaker.h"
 #include "gateway/instance_name.h"
 #include "gateway/latency.h"
 
@@ -22,25 +23,28 @@ namespace moonpool::gateway {
 
 class Instance {
  public:
-  Instance(InstanceName name, std::string role, unsigned failures_to_unhealthy)
-      : name_(std::move(name)), role_(std::move(role)), failures_to_unhealthy_(failures_to_unhealthy) {}
+  Instance(InstanceName name, std::string role, CircuitSettings circuit)
+      : name_(std::move(name)), role_(std::move(role)), circuit_(circuit) {}
 
   [[nodiscard]] const InstanceName& name() const { return name_; }
   [[nodiscard]] const std::string& role() const { return role_; }  // "prefill" or "decode"
-  [[nodiscard]] bool healthy() const { return healthy_.load(std::memory_order_relaxed); }
+  [[nodiscard]] bool healthy() const { return circuit_.admits(); }
+  [[nodiscard]] std::string_view circuit() const { return circuit_.name(); }
   [[nodiscard]] std::uint64_t in_flight() const { return in_flight_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t requests() const { return requests_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t errors() const { return errors_.load(std::memory_order_relaxed); }
-  [[nodiscard]] std::uint64_t consecutive_failures() const { return consecutive_failures_.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t consecutive_failures() const { return circuit_.failures(); }
   [[nodiscard]] std::string last_error() const;
   // Seconds since the last failure, negative when there was none.
   [[nodiscard]] double last_error_age_s() const;
 
-  // Both log the change of state, once.
-  void succeeded();
+  // What a request saw; changes of state are logged, once.
+  void answering();  // the first byte of an answer
+  void succeeded();  // a whole answer, a 4xx included
   void failed(const Status& reason);
-  // A probe's failure: keeps it out, but is no request's error.
-  void probe_failed(const Status& reason);
+  // What an active check saw: no request's error.
+  void probe_succeeded();
+  void probe_failed(const Status& reason, bool first_look);
 
   LatencyHistogram first_byte;  // from sending a request to the first byte of its answer
   LatencyHistogram total;       // to its last
@@ -51,13 +55,18 @@ class Instance {
     explicit InFlight(std::shared_ptr<Instance> instance) : instance_(std::move(instance)) {
       instance_->requests_.fetch_add(1, std::memory_order_relaxed);
       instance_->in_flight_.fetch_add(1, std::memory_order_relaxed);
+      trial_ = instance_->circuit_.begin_trial();
     }
-    ~InFlight() { instance_->in_flight_.fetch_sub(1, std::memory_order_relaxed); }
+    ~InFlight() {
+      instance_->in_flight_.fetch_sub(1, std::memory_order_relaxed);
+      if (trial_) instance_->circuit_.end_trial();
+    }
     InFlight(const InFlight&) = delete;
     InFlight& operator=(const InFlight&) = delete;
 
    private:
     std::shared_ptr<Instance> instance_;
+    bool trial_ = false;  // it is the one request that a half-open circuit lets in
   };
 
  private:
@@ -65,12 +74,10 @@ class Instance {
 
   const InstanceName name_;
   const std::string role_;
-  const unsigned failures_to_unhealthy_;
-  std::atomic<bool> healthy_{true};
+  CircuitBreaker circuit_;
   std::atomic<std::uint64_t> in_flight_{0};
   std::atomic<std::uint64_t> requests_{0};
   std::atomic<std::uint64_t> errors_{0};
-  std::atomic<std::uint64_t> consecutive_failures_{0};
   mutable std::mutex mutex_;  // guards the two below
   std::string last_error_;
   std::chrono::steady_clock::time_point last_error_at_;

@@ -81,7 +81,8 @@ TEST(SseStreamTest, HoldsABoundedLine) {
 }
 
 std::shared_ptr<Instance> instance(const std::string& name, unsigned failures = 3) {
-  return std::make_shared<Instance>(InstanceName::parse(name).value(), "decode", failures);
+  return std::make_shared<Instance>(InstanceName::parse(name).value(), "decode",
+                                    CircuitSettings{failures, std::chrono::milliseconds(50), std::chrono::milliseconds(50)});
 }
 
 const Status kBroken(ErrorCode::kUnavailable, "broken");
@@ -218,6 +219,25 @@ TEST(CommandLineTest, SaysWhatIsWrong) {
     ASSERT_FALSE(parsed.ok());
     EXPECT_NE(parsed.status().message().find(expected), std::string::npos) << parsed.status().message();
   }
+}
+
+TEST(CommandLineTest, EveryFlagHasAnEnvironmentVariableAndWinsOverIt) {
+  ::setenv("MOONPOOL_GATEWAY_CONNECT_TIMEOUT", "0.5", 1);
+  ::setenv("MOONPOOL_GATEWAY_BETWEEN_BYTES_TIMEOUT", "7", 1);
+  ::setenv("MOONPOOL_GATEWAY_CONTINUE_STREAMS", "always", 1);
+  const auto parsed = parse({"-m", "m", "--connect-timeout", "0.25", "--continue-marker", "event"});
+  ::setenv("MOONPOOL_GATEWAY_CONTINUE_STREAMS", "sometimes", 1);
+  const auto wrong = parse({"-m", "m"});
+  for (const char* name :
+       {"MOONPOOL_GATEWAY_CONNECT_TIMEOUT", "MOONPOOL_GATEWAY_BETWEEN_BYTES_TIMEOUT", "MOONPOOL_GATEWAY_CONTINUE_STREAMS"}) {
+    ::unsetenv(name);
+  }
+  ASSERT_TRUE(parsed.ok()) << parsed.status().message();
+  EXPECT_EQ(parsed->settings->timeouts.connect, std::chrono::milliseconds(250));
+  EXPECT_EQ(parsed->settings->timeouts.between_bytes, std::chrono::seconds(7));
+  EXPECT_EQ(parsed->settings->continue_streams, ContinueStreams::kAlways);
+  EXPECT_EQ(parsed->settings->continue_marker, ContinueMarker::kEvent);
+  EXPECT_FALSE(wrong.ok());
 }
 
 TEST(CommandLineTest, TimeoutsAreInSeconds) {

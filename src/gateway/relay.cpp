@@ -1,6 +1,5 @@
 #include "gateway/relay.h"
 
-#include <random>
 #include <utility>
 
 #include "base/logging.h"
@@ -12,15 +11,8 @@ namespace moonpool::gateway {
 
 namespace {
 
-constexpr std::chrono::seconds kPatienceAfterDone{1};  // the answer is whole: its connection is not worth more
 constexpr std::size_t kErrorAnswerAtMost = std::size_t{1} << 20;
 constexpr std::size_t kPrefillAnswerAtMost = std::size_t{64} << 20;  // prompt logprobs can be long
-
-// Between two instances: long enough that many requests do not fall upon the next one in step, short enough not to be felt.
-std::chrono::microseconds jitter() {
-  static thread_local std::minstd_rand random{std::random_device{}()};
-  return std::chrono::microseconds(std::uniform_int_distribution<int>(1'000, 15'000)(random));
-}
 
 std::chrono::nanoseconds since(RequestRecord::Time time) { return RequestRecord::Clock::now() - time; }
 
@@ -42,19 +34,33 @@ class Relay::Tries {
     auto instance = group_.pick(relay_.facts(), tried_);
     if (instance == nullptr) co_return nullptr;
     if (!tried_.empty()) {
-      relay_.state_.counters.retries.fetch_add(1, std::memory_order_relaxed);
-      co_await pause(jitter(), relay_.cancellation_);
+      GatewayState& state = relay_.state_;
+      if (!state.retry_budget.allow()) {
+        state.counters.retries_refused.fetch_add(1, std::memory_order_relaxed);
+        over_budget_ = true;
+        co_return nullptr;
+      }
+      state.counters.retries.fetch_add(1, std::memory_order_relaxed);
+      const auto& retries = state.settings.retries;
+      co_await pause(retry_pause(static_cast<unsigned>(tried_.size()), retries.first, retries.longest), relay_.cancellation_);
     }
     ++relay_.record_.attempts;
     tried_.push_back(instance);
     co_return instance;
   }
   [[nodiscard]] std::size_t count() const { return tried_.size(); }
+  // Why there was no further one, for an error's text.
+  [[nodiscard]] std::string summary() const {
+    std::string text = std::to_string(tried_.size()) + (tried_.size() == 1 ? " instance was tried" : " instances were tried");
+    if (over_budget_) text += ", more would exceed --retry-budget";
+    return text;
+  }
 
  private:
   Relay& relay_;
   Group& group_;
   InstanceList tried_;
+  bool over_budget_ = false;
 };
 
 Relay::Relay(GatewayState& state, UpstreamPool& pool, ClientConnection& client, const RequestParser& request, RequestRecord& record,
@@ -64,7 +70,7 @@ Relay::Relay(GatewayState& state, UpstreamPool& pool, ClientConnection& client, 
       client_(client),
       request_(request),
       record_(record),
-      deadline_(Deadline::after(state.settings.timeouts.request)),
+      deadline_(TimeLimit::after({state.settings.timeouts.request, "--request-timeout"})),
       forwarded_fields_(forwarded_request_fields(request.headers, record.id)),
       keep_alive_(keep_alive) {}
 
@@ -75,8 +81,13 @@ Task<bool> Relay::completion() {
     state_.counters.bad_requests.fetch_add(1, std::memory_order_relaxed);
     co_return co_await send_error(400, edited.status().message());
   }
+  const ContinueStreams mode = state_.settings.continue_streams;
+  if (edited->is_streamed && mode != ContinueStreams::kOff && (edited->is_greedy || mode == ContinueStreams::kAlways)) {
+    continuation_.emplace(request_.path(), request_.body, edited->is_greedy);
+  }
   record_.hops_started = RequestRecord::Clock::now();
-  if (state_.decode.empty()) co_return co_await give_up(state_.decode, 0);  // before a prefill is spent on it
+  state_.retry_budget.request(record_.hops_started);
+  if (state_.decode.empty()) co_return co_await give_up(state_.decode, {});  // before a prefill is spent on it
   if (!edited->prompt_is_empty && !state_.prefill.empty()) {
     client_.watch(cancellation_);
     const Turn turn = co_await prefill(std::move(edited->text));
@@ -99,7 +110,7 @@ Task<bool> Relay::forward(Group& group) {
     co_return finish(turn);
   }
   client_.unwatch();
-  co_return co_await give_up(group, tries.count());
+  co_return co_await give_up(group, tries.count() == 0 ? std::string() : tries.summary());
 }
 
 bool Relay::finish(Turn turn) {
@@ -125,8 +136,8 @@ Task<Relay::Turn> Relay::prefill(std::string body) {
   }
   if (cancellation_.cancelled()) co_return Turn::kClientGone;
   state_.counters.prefill_given_up.fetch_add(1, std::memory_order_relaxed);
-  log::warning("request {}: no prefill instance did its part ({} tried, the last: {}): decode computes the prompt itself", record_.id,
-               tries.count(), failure_ ? failure_->reason.message() : "none");
+  log::warning("request {}: no prefill instance did its part ({}, the last: {}): decode computes the prompt itself", record_.id,
+               tries.summary(), failure_ ? failure_->reason.message() : "none");
   co_return Turn::kFailed;
 }
 
@@ -134,12 +145,12 @@ Task<Relay::Turn> Relay::prefill_on(const std::shared_ptr<Instance>& instance, s
   const Instance::InFlight in_flight(instance);
   const Time sent = RequestRecord::Clock::now();
   const auto& timeouts = state_.settings.timeouts;
-  auto opened = co_await open(*instance, body, timeouts.prefill);
+  const Patience patience(timeouts.prefill, "--prefill-timeout");
+  auto opened = co_await open(*instance, body, patience);
   if (!opened.ok()) co_return instance_failed(*instance, opened.status());
   auto exchange = std::move(opened).value();
   instance->first_byte.record(since(sent));
-  const Status status =
-      co_await read_whole(*exchange, kPrefillAnswerAtMost, timeouts.prefill, deadline_.sooner(timeouts.prefill), cancellation_);
+  const Status status = co_await read_whole(*exchange, kPrefillAnswerAtMost, patience, deadline_.sooner(patience), cancellation_);
   if (!status.ok()) co_return instance_failed(*instance, status);
   const unsigned code = exchange->answer.status;
   if (code < 200 || code >= 500 || (code >= 300 && code < 400)) co_return instance_failed(*instance, status_failure(*instance, code));
@@ -156,103 +167,53 @@ Task<Relay::Turn> Relay::prefill_on(const std::shared_ptr<Instance>& instance, s
 Task<Relay::Turn> Relay::decode_on(const std::shared_ptr<Instance>& instance) {
   const Instance::InFlight in_flight(instance);
   const Time sent = RequestRecord::Clock::now();
-  auto opened = co_await open(*instance, request_.body, state_.settings.timeouts.first_byte);
+  const bool resumed = record_.status != 0;  // the client has the beginning of a stream from another one
+  const std::string_view body = resumed ? std::string_view(continued_body_) : std::string_view(request_.body);
+  auto opened = co_await open(*instance, body, {state_.settings.timeouts.first_byte, "--first-byte-timeout"});
   if (!opened.ok()) co_return instance_failed(*instance, opened.status());
   auto exchange = std::move(opened).value();
   if (exchange->answer.status >= 500) {
-    const Deadline soon = deadline_.sooner(state_.settings.timeouts.connect);  // its text is nice to have, not worth waiting for
-    const Status whole = co_await read_whole(*exchange, kErrorAnswerAtMost, soon.left(), soon, cancellation_);
+    const TimeLimit soon = deadline_.sooner({state_.settings.timeouts.connect});  // its text is nice to have, not worth waiting for
+    const Status whole = co_await read_whole(*exchange, kErrorAnswerAtMost, soon.patience, soon, cancellation_);
     if (!whole.ok()) log::debug("request {}: {}", record_.id, whole.message());
     const unsigned code = exchange->answer.status;
     co_return instance_failed(*instance, status_failure(*instance, code), std::move(exchange));
   }
   record_.decode = instance->name().to_string();
   if (exchange->answer.status < 300 && exchange->answer.is_event_stream()) co_return co_await stream(*instance, std::move(exchange), sent);
+  if (resumed) {
+    // It understood the connection and not the continuation: that is nobody's failure, and no other would take it.
+    failure_ = Failure{Status(ErrorCode::kNotSupported, instance->name().to_string() + " answered the continuation with HTTP " +
+                                                            std::to_string(exchange->answer.status)),
+                       instance->name().to_string(), nullptr};
+    static_cast<void>(co_await end_cut_stream("the continuation was refused"));
+    co_return Turn::kAnswered;
+  }
   co_return co_await whole_answer(*instance, std::move(exchange), sent);
 }
 
-Task<Result<std::unique_ptr<Exchange>>> Relay::open(Instance& instance, std::string_view body, std::chrono::nanoseconds budget) {
+Task<Result<std::unique_ptr<Exchange>>> Relay::open(Instance& instance, std::string_view body, Patience patience) {
   const UpstreamRequest request{
       upstream_request_head(request_.method_text, request_.target, instance.name().to_string(), forwarded_fields_, body.size()), body};
-  const ExchangeDeadlines deadlines{state_.settings.timeouts.connect, deadline_.sooner(budget)};
+  const ExchangeDeadlines deadlines{{state_.settings.timeouts.connect, "--connect-timeout"}, deadline_.sooner(patience)};
   co_return co_await pool_.open(instance.name(), request, deadlines, cancellation_);
 }
 
 Relay::Turn Relay::instance_failed(Instance& instance, Status reason, std::unique_ptr<Exchange> answer) {
   if (cancellation_.cancelled() || reason.code() == ErrorCode::kCancelled) return Turn::kClientGone;
-  instance.failed(reason);
+  // The request's own time ran out, perhaps with others: this one had what was left of it.
+  const bool own = !(reason.code() == ErrorCode::kRpcTimeout && deadline_.expired());
+  if (own) instance.failed(reason);
   log::info("request {}: {} instance {} failed: {}", record_.id, instance.role(), instance.name().to_string(), reason.message());
   failure_ = Failure{std::move(reason), instance.name().to_string(), std::move(answer)};
   return Turn::kFailed;
 }
 
-// The bytes pass as they arrive; the head waits for the first of them, because until then another instance can still be asked.
-Task<Relay::Turn> Relay::stream(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent) {
-  const auto& timeouts = state_.settings.timeouts;
-  const bool chunked = request_.version == 11;
-  ResponseParser& answer = exchange->answer;
-  SseStream events;
-  Status status;
-  std::string head;
-  for (;;) {
-    std::string ready = events.feed(std::exchange(answer.body, {}));
-    const bool over = answer.is_done() || !status.ok();
-    if (over && (events.done() || events.mid_line())) ready += events.finish();
-    const bool complete = over && events.done();
-    if (!ready.empty()) {
-      if (record_.status == 0) {
-        instance.first_byte.record(since(sent));
-        if (!chunked) keep_alive_ = false;
-        head = relayed_response_head(answer, {chunked ? Framing::kChunked : Framing::kUntilClose, 0, keep_alive_, record_.id});
-        record_.status = answer.status;
-      }
-      if (chunked) head += chunk_head(ready.size());
-      const std::string_view tail = !chunked ? "" : complete ? "\r\n0\r\n\r\n" : "\r\n";
-      const bool written = co_await write(head, ready, tail);
-      if (!written) co_return Turn::kClientGone;
-      head.clear();
-    } else if (complete && chunked) {
-      const bool written = co_await write(kLastChunk);
-      if (!written) co_return Turn::kClientGone;
-    }
-    if (complete) break;
-    if (over) {
-      if (status.ok()) status = Status(ErrorCode::kUnavailable, instance.name().to_string() + " ended its stream before the final event");
-      if (record_.status == 0 || cancellation_.cancelled()) co_return instance_failed(instance, status);
-      static_cast<void>(co_await end_cut_stream(instance, status, events.mid_line()));
-      co_return Turn::kAnswered;
-    }
-    const auto patience = record_.status == 0 ? timeouts.first_byte - since(sent)
-                          : events.done()     ? std::chrono::nanoseconds(kPatienceAfterDone)
-                                              : std::chrono::nanoseconds(timeouts.between_bytes);
-    const Cancellation::Scope scope(cancellation_, *exchange->connection);
-    status = co_await exchange->connection->read(answer, deadline_.sooner(patience));
-  }
-  instance.succeeded();
-  instance.total.record(since(sent));
-  pool_.release(std::move(exchange));
-  co_return Turn::kAnswered;
-}
-
-// The client has part of a stream that cannot go on: an event says so, and the connection closes without the last chunk.
-Task<bool> Relay::end_cut_stream(Instance& instance, const Status& reason, bool mid_line) {
-  instance.failed(reason);
-  record_.cut = true;
-  record_.error = reason.message();
-  state_.counters.cut.fetch_add(1, std::memory_order_relaxed);
-  const std::string message = "the decode instance " + instance.name().to_string() +
-                              " failed within its answer, which is incomplete: " + reason.message() + ". Send the request again";
-  const std::string event = (mid_line ? "\n\ndata: " : "data: ") + openai_error(502, message) + "\n\n";
-  if (request_.version != 11) co_return co_await write(event);
-  co_return co_await write(chunk_head(event.size()), event, "\r\n");
-}
-
 Task<Relay::Turn> Relay::whole_answer(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent) {
-  const auto& timeouts = state_.settings.timeouts;
   const bool ends_with_connection = exchange->answer.need_eof();
   instance.first_byte.record(since(sent));
-  Status status =
-      co_await read_whole(*exchange, state_.settings.limits.buffered_answer_bytes, timeouts.between_bytes, deadline_, cancellation_);
+  instance.answering();
+  Status status = co_await read_whole(*exchange, state_.settings.limits.buffered_answer_bytes, between_bytes(), deadline_, cancellation_);
   if (status.code() == ErrorCode::kBufferOverflow) co_return co_await pass_through(instance, std::move(exchange));
   if (status.ok() && ends_with_connection && is_json(exchange->answer) && !is_whole_json(exchange->answer.body)) {
     status = Status(ErrorCode::kUnavailable, instance.name().to_string() + " closed the connection within its answer");
@@ -291,7 +252,7 @@ Task<Relay::Turn> Relay::pass_through(Instance& instance, std::unique_ptr<Exchan
     }
     if (answer.is_done()) break;
     const Cancellation::Scope scope(cancellation_, *exchange->connection);
-    const Status status = co_await exchange->connection->read(answer, deadline_.sooner(state_.settings.timeouts.between_bytes));
+    const Status status = co_await exchange->connection->read(answer, deadline_.sooner(between_bytes()));
     if (status.ok()) continue;
     if (cancellation_.cancelled()) co_return Turn::kClientGone;
     instance.failed(status);
@@ -316,9 +277,13 @@ Task<Relay::Turn> Relay::send_answer(Exchange& exchange) {
   co_return written ? Turn::kAnswered : Turn::kClientGone;
 }
 
-Task<bool> Relay::give_up(const Group& group, std::size_t tried) {
+Task<bool> Relay::give_up(const Group& group, std::string tried) {
   if (cancellation_.cancelled()) co_return finish(Turn::kClientGone);
-  if (tried == 0) {
+  if (record_.status != 0) {
+    static_cast<void>(co_await end_cut_stream("no instance is left to continue it: " + tried));
+    co_return finish(Turn::kAnswered);
+  }
+  if (tried.empty()) {
     state_.counters.failed.fetch_add(1, std::memory_order_relaxed);
     std::string message = "there is no " + group.role() + " instance: start the gateway with --" + group.role() +
                           " host:port, or add one with POST /instances/add";
@@ -332,7 +297,7 @@ Task<bool> Relay::give_up(const Group& group, std::size_t tried) {
   state_.counters.failed.fetch_add(1, std::memory_order_relaxed);
   const unsigned code = failure_->reason.code() == ErrorCode::kRpcTimeout ? 504 : 502;
   std::string message = "the " + group.role() + " instance " + failure_->instance + " failed: " + failure_->reason.message() + " (" +
-                        std::to_string(tried) + (tried == 1 ? " instance was tried)" : " instances were tried)");
+                        tried + "). Send the request again; GET /status shows the state of all instances";
   co_return co_await send_error(code, std::move(message));
 }
 

@@ -2,13 +2,13 @@
 //
 // The failure contract (docs/gateway.md has the table):
 //  * prefill: an instance's own failure (no connection, 5xx, deadline) moves on to the next; when all fail, decode does the whole job,
-//  which
-//    costs time and nothing else. A 4xx is about the request and goes to the client.
+//    which costs time and nothing else. A 4xx is about the request and goes to the client.
 //  * decode, before the first byte to the client: the next instance is tried, a bounded number of times; then 502, 503 or 504.
-//  * decode, after the first byte: a stream ends with an error event and a connection closed without the last chunk. An answer that is not
-//  a
-//    stream is held until it is whole (bounded), so there is no such moment for it. A stream that ends without [DONE] was cut short,
-//    however politely.
+//  * decode, after the first byte: a stream that may be continued (continuation.h) goes on at another instance; any other ends with an
+//  error
+//    event and a connection closed without the last chunk. An answer that is not a stream is held until it is whole (bounded), so there is
+//    no such moment for it. A stream that ends without [DONE], or with an error of the instance's own, was cut short, however politely.
+//  * no instance is asked twice for one hop, retries are paused and within a budget (retry.h).
 //  * the client goes away: the instance at work sees its connection closed at once.
 // Threads: the client's. Ownership: on the session's stack, one request long.
 #pragma once
@@ -21,9 +21,12 @@
 
 #include "gateway/cancellation.h"
 #include "gateway/client_connection.h"
+#include "gateway/continuation.h"
 #include "gateway/gateway_state.h"
 #include "gateway/http_message.h"
 #include "gateway/request_record.h"
+#include "gateway/sse.h"
+#include "gateway/time_limit.h"
 #include "gateway/upstream.h"
 
 namespace moonpool::gateway {
@@ -59,14 +62,21 @@ class Relay {
   [[nodiscard]] Task<Turn> whole_answer(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent);
   [[nodiscard]] Task<Turn> pass_through(Instance& instance, std::unique_ptr<Exchange> exchange);
   [[nodiscard]] Task<Turn> send_answer(Exchange& exchange);
-  [[nodiscard]] Task<bool> give_up(const Group& group, std::size_t tried);
+  // `tried` says how many were, empty when there was none.
+  [[nodiscard]] Task<bool> give_up(const Group& group, std::string tried);
   [[nodiscard]] Task<bool> send_error(unsigned status, std::string message, std::string_view extra_fields = {});
-  [[nodiscard]] Task<bool> end_cut_stream(Instance& instance, const Status& reason, bool mid_line);
+  // In relay_stream.cpp, as stream() is.
+  [[nodiscard]] std::string stream_bytes(SseStream& events, const Instance& instance, std::string bytes, bool over, Status& status);
+  [[nodiscard]] Task<bool> write_stream(const ResponseParser& answer, std::string_view bytes, bool last);
+  [[nodiscard]] Task<Turn> stream_failed(Instance& instance, Status status);
+  [[nodiscard]] Task<bool> end_cut_stream(std::string why_not_continued);
+  [[nodiscard]] std::string continued_mark() const;
   [[nodiscard]] Task<bool> write(std::string_view head, std::string_view body = {}, std::string_view tail = {});
-  [[nodiscard]] Task<Result<std::unique_ptr<Exchange>>> open(Instance& instance, std::string_view body, std::chrono::nanoseconds budget);
+  [[nodiscard]] Task<Result<std::unique_ptr<Exchange>>> open(Instance& instance, std::string_view body, Patience patience);
 
   Turn instance_failed(Instance& instance, Status reason, std::unique_ptr<Exchange> answer = nullptr);
   [[nodiscard]] RequestFacts facts() const { return {request_.path(), request_.body}; }
+  [[nodiscard]] Patience between_bytes() const { return {state_.settings.timeouts.between_bytes, "--between-bytes-timeout"}; }
   [[nodiscard]] bool finish(Turn turn);
 
   GatewayState& state_;
@@ -74,11 +84,16 @@ class Relay {
   ClientConnection& client_;
   const RequestParser& request_;
   RequestRecord& record_;
-  const Deadline deadline_;
+  const TimeLimit deadline_;
   const std::string forwarded_fields_;
   bool keep_alive_;
   Cancellation cancellation_;
   std::optional<Failure> failure_;  // the latest one's
+  // Of a stream that may go on elsewhere.
+  std::optional<Continuation> continuation_;
+  std::string continued_body_;  // what the next instance is sent
+  bool between_events_ = true;  // what the client has ends with a whole event
+  bool mid_line_ = false;       // or within a line
 };
 
 }  // namespace moonpool::gateway

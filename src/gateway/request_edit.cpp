@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::size_t kDeepestNesting = 1000;
 
-enum class Field { kOther, kMaxTokens, kMaxCompletionTokens, kMinTokens, kStream, kStreamOptions, kPrompt, kMessages };
+enum class Field { kOther, kMaxTokens, kMaxCompletionTokens, kMinTokens, kStream, kStreamOptions, kPrompt, kMessages, kTemperature };
 
 // One top-level member. The segment is all between two separators, so joining the segments with commas restores the body.
 struct Member {
@@ -60,6 +60,7 @@ Field classify(std::string_view key) {
   if (key == "stream_options") return Field::kStreamOptions;
   if (key == "prompt") return Field::kPrompt;
   if (key == "messages") return Field::kMessages;
+  if (key == "temperature") return Field::kTemperature;
   return Field::kOther;
 }
 
@@ -209,6 +210,12 @@ bool is_empty_value(std::string_view value) {
   return true;
 }
 
+bool is_zero(std::string_view value) {
+  double number = 1;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
+  return error == std::errc() && end == value.data() + value.size() && number == 0;
+}
+
 // What a member's value becomes, or nullopt where it stays.
 std::optional<std::string_view> replacement(const Member& member, std::string_view value) {
   switch (member.field) {
@@ -255,6 +262,8 @@ Result<PrefillBody> make_prefill_body(std::string_view body) {
     const std::string_view value = body.substr(member.value_begin, member.value_end - member.value_begin);
     // A repeated field counts as a parser would take it: the last one wins.
     if (member.field == Field::kPrompt || member.field == Field::kMessages) result.prompt_is_empty = is_empty_value(value);
+    if (member.field == Field::kStream) result.is_streamed = value == "true";
+    if (member.field == Field::kTemperature) result.is_greedy = is_zero(value);
     text.append(body.substr(member.segment_begin, member.value_begin - member.segment_begin));
     text.append(replacement(member, value).value_or(value));
     text.append(body.substr(member.value_end, member.segment_end - member.value_end));

@@ -20,6 +20,8 @@ struct PrefillBody {
   std::string text;
   // The prompt is "" or [], or messages is []: there is nothing to prefill.
   bool prompt_is_empty = false;
+  bool is_streamed = false;  // "stream": true
+  bool is_greedy = false;    // "temperature" is the number 0
 };
 
 // kInvalidParams, with the byte offset, when `body` is not one JSON object.

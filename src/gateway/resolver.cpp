@@ -21,13 +21,13 @@ struct Waiting final : Abortable {
 
 }  // namespace
 
-Task<Result<std::vector<Endpoint>>> Resolver::resolve(const InstanceName& name, Deadline deadline, Cancellation& cancellation) {
+Task<Result<std::vector<Endpoint>>> Resolver::resolve(const InstanceName& name, TimeLimit limit, Cancellation& cancellation) {
   if (name.is_literal()) {
     co_return std::vector<Endpoint>{Endpoint(asio::ip::make_address(name.host()), name.port())};
   }
   const Executor executor = co_await asio::this_coro::executor;
   auto waiting = std::make_shared<Waiting>(executor);
-  waiting->timer.expires_at(deadline.time());
+  waiting->timer.expires_at(limit.deadline.time());
   asio::post(pool_, [this, waiting, executor, host = name.host(), port = name.port()] {
     boost::system::error_code error;
     asio::ip::tcp::resolver resolver(pool_);
@@ -47,7 +47,7 @@ Task<Result<std::vector<Endpoint>>> Resolver::resolve(const InstanceName& name, 
   }
   if (cancellation.cancelled()) co_return Status(ErrorCode::kCancelled, "the client went away");
   if (!waiting->done) {
-    co_return Status(ErrorCode::kRpcTimeout, "resolving " + name.host() + " took longer than its deadline: check the name server");
+    co_return Status(ErrorCode::kRpcTimeout, "resolving " + name.host() + " took longer than " + limit.text() + ": check the name server");
   }
   if (waiting->error || waiting->endpoints.empty()) {
     co_return Status(ErrorCode::kUnavailable, "cannot resolve " + name.host() + ": " + waiting->error.message());

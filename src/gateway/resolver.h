@@ -13,13 +13,14 @@
 #include "gateway/cancellation.h"
 #include "gateway/instance_name.h"
 #include "gateway/io.h"
+#include "gateway/time_limit.h"
 
 namespace moonpool::gateway {
 
 class Resolver {
  public:
   // At least one endpoint, or the reason why there is none.
-  [[nodiscard]] Task<Result<std::vector<Endpoint>>> resolve(const InstanceName& name, Deadline deadline, Cancellation& cancellation);
+  [[nodiscard]] Task<Result<std::vector<Endpoint>>> resolve(const InstanceName& name, TimeLimit limit, Cancellation& cancellation);
 
  private:
   static constexpr std::size_t kThreads = 4;

@@ -4,8 +4,11 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <algorithm>
+#include <cctype>
 #include <cstdlib>
+#include <map>
 
+#include "base/logging.h"
 #include "gateway/policy.h"
 
 namespace moonpool::gateway {
@@ -21,7 +24,7 @@ struct RawFlags {
 void add_seconds(CLI::App& app, const std::string& flag, std::chrono::milliseconds& target, const std::string& help) {
   app.add_option_function<double>(
          flag, [&target](const double& seconds) { target = std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000)); }, help)
-      ->default_str(std::to_string(target.count() / 1000) + " s")
+      ->default_str(fmt::format("{} s", static_cast<double>(target.count()) / 1000))
       ->check(CLI::Range(0.001, 1e7));
 }
 
@@ -38,6 +41,66 @@ void add_timeouts(CLI::App& app, Timeouts& timeouts) {
   add_seconds(app, "--upstream-idle-timeout", timeouts.upstream_idle, "An unused connection to an instance is kept this long");
   add_seconds(app, "--check-timeout", timeouts.check, "A health probe, the check of an added instance");
   add_seconds(app, "--drain-timeout", timeouts.drain, "Running requests, after SIGTERM");
+}
+
+void add_retries(CLI::App& app, Retries& retries) {
+  app.add_option("--retry-budget", retries.budget_share, "Retries at most, as a share of the requests of the last 10 s")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  app.add_option("--retry-always", retries.budget_always, "Retries a second that are allowed whatever the share says")
+      ->check(CLI::Range(0.0, 1e9))
+      ->capture_default_str();
+  add_seconds(app, "--retry-pause", retries.first, "Pause before the first retry; doubles with each further one, jittered");
+  add_seconds(app, "--retry-pause-longest", retries.longest, "Pause before a retry at most");
+}
+
+// A word out of a few, shown by its name.
+template <typename Choice>
+void add_choice(CLI::App& app, const std::string& flag, Choice& target, const std::map<std::string, Choice>& words,
+                const std::string& help) {
+  std::vector<std::string> names;
+  std::string standing;
+  for (const auto& [word, choice] : words) {
+    names.push_back(word);
+    if (choice == target) standing = word;
+  }
+  app.add_option_function<std::string>(
+         flag, [&target, words](const std::string& word) { target = words.at(word); }, help)
+      ->check(CLI::IsMember(names))
+      ->default_str(standing);
+}
+
+void add_health(CLI::App& app, Health& health) {
+  add_seconds(app, "--open-time", health.circuit.first_open, "An unhealthy instance is passed over at least this long; doubles, jittered");
+  add_seconds(app, "--open-time-longest", health.circuit.longest_open, "The same, at most");
+  app.add_option_function<double>(
+         "--check-interval",
+         [&health](const double& seconds) { health.check_every = std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000)); },
+         "Active checks of healthy instances; 0: none")
+      ->default_str("10 s")
+      ->check(CLI::Range(0.0, 1e7));
+}
+
+void add_continuation(CLI::App& app, Settings& settings) {
+  using Streams = ContinueStreams;
+  using Marker = ContinueMarker;
+  add_choice<Streams>(app, "--continue-streams", settings.continue_streams,
+                      {{"off", Streams::kOff}, {"greedy", Streams::kGreedy}, {"always", Streams::kAlways}},
+                      "Streams that go on at another instance when theirs dies: those at temperature 0, all, none");
+  add_choice<Marker>(app, "--continue-marker", settings.continue_marker,
+                     {{"off", Marker::kOff}, {"comment", Marker::kComment}, {"event", Marker::kEvent}},
+                     "How such a stream says so: an SSE comment, an event named continued, not at all");
+}
+
+// Every flag can come from the environment: --connect-timeout from MOONPOOL_GATEWAY_CONNECT_TIMEOUT. The command line wins.
+void name_environment(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_lnames().empty() || option->get_lnames().front() == "help") continue;
+    std::string name = "MOONPOOL_GATEWAY_" + option->get_lnames().front();
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
+    option->envname(name);
+  }
 }
 
 Result<std::vector<InstanceName>> parse_names(const std::vector<std::string>& texts, const std::string& flag) {
@@ -61,7 +124,7 @@ void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
   app.add_option("--attempts", settings.attempts, "Instances tried at most for one hop of a request")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
-  app.add_option("--unhealthy-after", settings.health.failures_to_unhealthy, "Consecutive failures that take an instance out")
+  app.add_option("--unhealthy-after", settings.health.circuit.failures_to_open, "Consecutive failures that take an instance out")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app.add_option("--max-header-bytes", settings.limits.header_bytes, "A request's head at most")->capture_default_str();
@@ -72,6 +135,10 @@ void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
   app.add_flag("--access-log", settings.access_log, "Log every request at level info (else debug; failed ones always)");
   app.add_option("--log-level", settings.log_level, "trace, debug, info, warning, error, off")->capture_default_str();
   add_timeouts(app, settings.timeouts);
+  add_retries(app, settings.retries);
+  add_health(app, settings.health);
+  add_continuation(app, settings);
+  name_environment(app);
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "base/result.h"
+#include "gateway/circuit_breaker.h"
+#include "gateway/continuation.h"
 #include "gateway/instance_name.h"
 
 namespace moonpool::gateway {
@@ -35,8 +37,17 @@ struct Limits {
   std::size_t idle_upstream_connections = 256;  // per instance and thread
 };
 
+// See retry.h for what the budget is.
+struct Retries {
+  double budget_share = 0.2;               // of the requests of the last ten seconds
+  double budget_always = 10;               // a second, whatever the traffic
+  std::chrono::milliseconds first{10};     // pause before the first retry; it doubles with each further one
+  std::chrono::milliseconds longest{250};  // up to this
+};
+
 struct Health {
-  unsigned failures_to_unhealthy = 3;  // consecutive ones of the instance's own
+  CircuitSettings circuit;                        // when an instance counts as unhealthy, and for how long
+  std::chrono::milliseconds check_every{10'000};  // active checks of healthy instances; 0: none, requests alone tell
   std::chrono::milliseconds first_probe{500};
   std::chrono::milliseconds slowest_probe{10'000};
 };
@@ -55,10 +66,14 @@ struct Settings {
   Timeouts timeouts;
   Limits limits;
   Health health;
+  Retries retries;
+  ContinueStreams continue_streams = ContinueStreams::kGreedy;
+  ContinueMarker continue_marker = ContinueMarker::kComment;
   std::string admin_api_key;  // from ADMIN_API_KEY; empty: /instances/add is off. Never logged.
 };
 
-// Flags and ADMIN_API_KEY. No value when the caller only asked for help, which `help` then holds.
+// Flags, the environment variables that stand for flags (MOONPOOL_GATEWAY_<FLAG>) and ADMIN_API_KEY. No value when the caller only asked
+// for help, which `help` then holds.
 struct ParsedCommandLine {
   std::optional<Settings> settings;
   std::string help;

@@ -1,18 +1,27 @@
 #include "gateway/sse.h"
 
+#include <algorithm>
+#include <boost/json/parse.hpp>
+#include <boost/json/value.hpp>
 #include <utility>
 
 namespace moonpool::gateway {
 
 namespace {
 
-bool is_done_line(std::string_view line) {
+// What a data line carries; empty for any other line.
+std::string_view payload_of(std::string_view line) {
   constexpr std::string_view kField = "data:";
-  if (!line.starts_with(kField)) return false;
+  if (!line.starts_with(kField)) return {};
   line.remove_prefix(kField.size());
   while (!line.empty() && line.front() == ' ') line.remove_prefix(1);
   while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.remove_suffix(1);
-  return line == "[DONE]";
+  return line;
+}
+
+// As vLLM writes it, now and in older versions.
+bool is_error(std::string_view payload) {
+  return payload.starts_with(R"({"error")") || payload.starts_with(R"({"object":"error")") || payload.starts_with(R"({"object": "error")");
 }
 
 }  // namespace
@@ -21,30 +30,70 @@ std::string SseStream::feed(std::string bytes) {
   if (!held_.empty()) bytes.insert(0, std::exchange(held_, {}));
   const std::size_t last_end = bytes.rfind('\n');
   const std::size_t whole = last_end == std::string::npos ? 0 : last_end + 1;
+  if (has_error()) {
+    held_ = std::move(bytes);
+    return {};
+  }
   if (bytes.size() - whole > kLongestHeldLine) {
-    inspect(std::string_view(bytes).substr(0, whole));
+    const std::size_t passed = inspect(std::string_view(bytes).substr(0, whole));
+    if (passed < whole) {
+      held_ = bytes.substr(passed);
+      bytes.resize(passed);
+      return bytes;
+    }
     mid_line_ = true;
+    between_events_ = false;
     return bytes;
   }
-  if (whole < bytes.size()) {
-    held_ = bytes.substr(whole);
-    bytes.resize(whole);
+  const std::size_t passed = inspect(std::string_view(bytes).substr(0, whole));
+  if (passed < bytes.size()) {
+    held_ = bytes.substr(passed);
+    bytes.resize(passed);
   }
-  inspect(bytes);
   return bytes;
 }
 
 std::string SseStream::finish() {
-  inspect(held_);
-  return std::exchange(held_, {});
+  std::string rest = std::exchange(held_, {});
+  const std::size_t passed = inspect(rest);
+  rest.resize(passed);
+  return rest;
 }
 
-void SseStream::inspect(std::string_view lines) {
+std::string SseStream::pass_error() {
+  errors_pass_ = true;
+  return feed({});
+}
+
+std::size_t SseStream::inspect(std::string_view lines) {
+  const std::size_t all = lines.size();
   while (!lines.empty()) {
     const std::size_t end = std::min(lines.find('\n'), lines.size());
-    if (!std::exchange(mid_line_, false) && is_done_line(lines.substr(0, end))) done_ = true;
+    const std::string_view line = lines.substr(0, end);
+    if (!std::exchange(mid_line_, false)) {
+      const std::string_view payload = payload_of(line);
+      if (payload == "[DONE]") done_ = true;
+      if (!errors_pass_ && is_error(payload)) {
+        error_ = payload;
+        return all - lines.size();
+      }
+    }
+    between_events_ = line.empty() || line == "\r";
     lines.remove_prefix(std::min(end + 1, lines.size()));
   }
+  return all;
+}
+
+unsigned status_in_error(std::string_view payload) {
+  boost::system::error_code error;
+  const auto document = boost::json::parse(boost::json::string_view(payload.data(), payload.size()), error);
+  if (error || !document.is_object()) return 500;
+  const auto* holder = document.get_object().if_contains("error");
+  const auto& fields = holder != nullptr && holder->is_object() ? holder->get_object() : document.get_object();
+  const auto* code = fields.if_contains("code");
+  if (code == nullptr) return 500;
+  const auto number = code->to_number<unsigned>(error);
+  return error ? 500 : number;
 }
 
 }  // namespace moonpool::gateway

@@ -28,21 +28,21 @@ void UpstreamConnection::close(Ended why) {
 
 void UpstreamConnection::abort() { close(Ended::kAborted); }
 
-Status UpstreamConnection::failure(std::string_view operation, const boost::system::error_code& error) const {
+Status UpstreamConnection::failure(std::string_view operation, const boost::system::error_code& error, const TimeLimit& limit) const {
   const std::string where = std::string(operation) + " " + name_.to_string();
   if (ended_ == Ended::kAborted) return Status(ErrorCode::kCancelled, where + ": the client went away");
-  if (ended_ == Ended::kDeadline) return Status(ErrorCode::kRpcTimeout, where + " took longer than its deadline");
+  if (ended_ == Ended::kDeadline) return Status(ErrorCode::kRpcTimeout, where + " took longer than " + limit.text());
   return Status(ErrorCode::kUnavailable, where + " failed: " + error.message());
 }
 
-Task<Status> UpstreamConnection::connect(std::vector<Endpoint> endpoints, Deadline deadline) {
+Task<Status> UpstreamConnection::connect(std::vector<Endpoint> endpoints, TimeLimit limit) {
   boost::system::error_code last;
   for (std::size_t i = 0; i < endpoints.size(); ++i) {
     if (ended_ == Ended::kAborted) break;
     ended_ = Ended::kNo;
     boost::system::error_code ignored;
     socket_.close(ignored);
-    watchdog_.arm(share_of(deadline, endpoints.size() - i));
+    watchdog_.arm(share_of(limit.deadline, endpoints.size() - i));
     const auto [error] = co_await socket_.async_connect(endpoints[i], kAwait);
     watchdog_.disarm();
     if (!error && ended_ == Ended::kNo) {
@@ -51,26 +51,31 @@ Task<Status> UpstreamConnection::connect(std::vector<Endpoint> endpoints, Deadli
     }
     last = error;
   }
-  co_return failure("connecting to", last);
+  co_return failure("connecting to", last, limit);
 }
 
-Task<Status> UpstreamConnection::send(std::string_view head, std::string_view body, Deadline deadline) {
-  if (ended_ != Ended::kNo) co_return failure("sending to", asio::error::operation_aborted);
+Task<Status> UpstreamConnection::send(std::string_view head, std::string_view body, TimeLimit limit) {
+  if (ended_ != Ended::kNo) co_return failure("sending the request to", asio::error::operation_aborted, limit);
   const std::array<asio::const_buffer, 2> buffers{asio::buffer(head), asio::buffer(body)};
   got_bytes = false;
-  watchdog_.arm(deadline);
+  watchdog_.arm(limit.deadline);
   const auto [error, sent] = co_await asio::async_write(socket_, buffers, kAwait);
   watchdog_.disarm();
-  if (error || ended_ != Ended::kNo) co_return failure("sending to", error);
+  if (error || ended_ != Ended::kNo) co_return failure("sending the request to", error, limit);
   co_return Status();
 }
 
-Task<Status> UpstreamConnection::read(ResponseParser& parser, Deadline deadline) {
-  if (ended_ != Ended::kNo) co_return failure("reading from", asio::error::operation_aborted);
-  watchdog_.arm(deadline);
+std::string_view UpstreamConnection::reading(const ResponseParser& parser) const {
+  if (!got_bytes) return "waiting for the answer of";
+  return parser.is_header_done() ? "reading the answer of" : "reading the answer's head of";
+}
+
+Task<Status> UpstreamConnection::read(ResponseParser& parser, TimeLimit limit) {
+  if (ended_ != Ended::kNo) co_return failure(reading(parser), asio::error::operation_aborted, limit);
+  watchdog_.arm(limit.deadline);
   const auto [error, received] = co_await socket_.async_read_some(buffer_.prepare(kReadBytes), kAwait);
   watchdog_.disarm();
-  if (ended_ != Ended::kNo) co_return failure("reading from", error);
+  if (ended_ != Ended::kNo) co_return failure(reading(parser), error, limit);
   if (error == asio::error::eof) {
     if (got_bytes && parser.is_header_done() && parser.need_eof()) {
       boost::system::error_code parse_error;
@@ -81,7 +86,7 @@ Task<Status> UpstreamConnection::read(ResponseParser& parser, Deadline deadline)
     co_return Status(ErrorCode::kUnavailable, name_.to_string() + (got_bytes ? " closed the connection within its answer"
                                                                              : " closed the connection without an answer"));
   }
-  if (error) co_return failure("reading from", error);
+  if (error) co_return failure(reading(parser), error, limit);
   buffer_.commit(received);
   got_bytes = true;
   co_return feed(parser);
@@ -120,28 +125,28 @@ std::unique_ptr<UpstreamConnection> UpstreamPool::take_idle(const InstanceName& 
   return connection;
 }
 
-Task<Result<std::unique_ptr<UpstreamConnection>>> UpstreamPool::connect(const InstanceName& name, Deadline deadline,
+Task<Result<std::unique_ptr<UpstreamConnection>>> UpstreamPool::connect(const InstanceName& name, TimeLimit limit,
                                                                         Cancellation& cancellation) {
-  auto endpoints = co_await resolver_.resolve(name, deadline, cancellation);
+  auto endpoints = co_await resolver_.resolve(name, limit, cancellation);
   if (!endpoints.ok()) co_return endpoints.status();
   auto connection = std::make_unique<UpstreamConnection>(executor_, name);
   const Cancellation::Scope scope(cancellation, *connection);
-  Status status = co_await connection->connect(std::move(endpoints).value(), deadline);
+  Status status = co_await connection->connect(std::move(endpoints).value(), limit);
   if (!status.ok()) co_return status;
   co_return std::move(connection);
 }
 
 Task<Result<std::unique_ptr<Exchange>>> UpstreamPool::converse(std::unique_ptr<UpstreamConnection>& connection,
-                                                               const UpstreamRequest& request, Deadline deadline,
+                                                               const UpstreamRequest& request, TimeLimit limit,
                                                                Cancellation& cancellation) {
   const Cancellation::Scope scope(cancellation, *connection);
-  const Status sent = co_await connection->send(request.head, request.body, deadline);
+  const Status sent = co_await connection->send(request.head, request.body, limit);
   if (!sent.ok() && sent.code() != ErrorCode::kUnavailable) co_return sent;
   // Even when sending failed, an answer may lie ready: an instance that refuses a large body answers and closes.
   auto exchange = std::make_unique<Exchange>();
   while (!exchange->answer.is_header_done() || exchange->answer.status < 200) {
     if (exchange->answer.is_header_done()) exchange->answer = ResponseParser();  // 1xx: the answer proper follows
-    const Status status = co_await connection->read(exchange->answer, deadline);
+    const Status status = co_await connection->read(exchange->answer, limit);
     if (!status.ok()) co_return sent.ok() ? status : sent;
   }
   exchange->connection = std::move(connection);
@@ -185,14 +190,14 @@ std::size_t UpstreamPool::idle_connections() const {
   return count;
 }
 
-Task<Status> read_whole(Exchange& exchange, std::size_t bytes_at_most, std::chrono::nanoseconds between_bytes, Deadline deadline,
+Task<Status> read_whole(Exchange& exchange, std::size_t bytes_at_most, Patience between_bytes, TimeLimit limit,
                         Cancellation& cancellation) {
   const Cancellation::Scope scope(cancellation, *exchange.connection);
   while (!exchange.answer.is_done()) {
     if (exchange.answer.body.size() > bytes_at_most) {
       co_return Status(ErrorCode::kBufferOverflow, "the answer is longer than " + std::to_string(bytes_at_most) + " bytes");
     }
-    const Status status = co_await exchange.connection->read(exchange.answer, deadline.sooner(between_bytes));
+    const Status status = co_await exchange.connection->read(exchange.answer, limit.sooner(between_bytes));
     if (!status.ok()) co_return status;
   }
   co_return Status();

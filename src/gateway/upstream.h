@@ -22,6 +22,7 @@
 #include "gateway/instance_name.h"
 #include "gateway/io.h"
 #include "gateway/resolver.h"
+#include "gateway/time_limit.h"
 #include "gateway/watchdog.h"
 
 namespace moonpool::gateway {
@@ -30,11 +31,11 @@ class UpstreamConnection final : public Abortable {
  public:
   UpstreamConnection(const Executor& executor, const InstanceName& name);
 
-  [[nodiscard]] Task<Status> connect(std::vector<Endpoint> endpoints, Deadline deadline);
+  [[nodiscard]] Task<Status> connect(std::vector<Endpoint> endpoints, TimeLimit limit);
   // Sends head and body; both have to live until this returns.
-  [[nodiscard]] Task<Status> send(std::string_view head, std::string_view body, Deadline deadline);
+  [[nodiscard]] Task<Status> send(std::string_view head, std::string_view body, TimeLimit limit);
   // Reads once and feeds the parser. kUnavailable when the instance closed the connection in the middle of an answer.
-  [[nodiscard]] Task<Status> read(ResponseParser& parser, Deadline deadline);
+  [[nodiscard]] Task<Status> read(ResponseParser& parser, TimeLimit limit);
 
   void abort() override;  // closes; the wait in progress ends with kCancelled
   [[nodiscard]] bool reusable() const { return socket_.is_open() && buffer_.size() == 0; }
@@ -46,7 +47,8 @@ class UpstreamConnection final : public Abortable {
 
  private:
   enum class Ended { kNo, kDeadline, kAborted };
-  [[nodiscard]] Status failure(std::string_view operation, const boost::system::error_code& error) const;
+  [[nodiscard]] Status failure(std::string_view operation, const boost::system::error_code& error, const TimeLimit& limit) const;
+  [[nodiscard]] std::string_view reading(const ResponseParser& parser) const;  // the operation, for a failure
   [[nodiscard]] Status feed(ResponseParser& parser);
   void close(Ended why);
 
@@ -64,8 +66,8 @@ struct UpstreamRequest {
 
 // What a hop allows its exchange.
 struct ExchangeDeadlines {
-  std::chrono::nanoseconds connect;
-  Deadline header;  // until the answer's head is there
+  Patience connect;
+  TimeLimit header;  // until the answer's head is there
 };
 
 // A request that was sent and whose answer's head has arrived; the rest is read by its user.
@@ -91,10 +93,10 @@ class UpstreamPool {
   using Connections = std::vector<std::unique_ptr<UpstreamConnection>>;
 
   [[nodiscard]] std::unique_ptr<UpstreamConnection> take_idle(const InstanceName& name);
-  [[nodiscard]] Task<Result<std::unique_ptr<UpstreamConnection>>> connect(const InstanceName& name, Deadline deadline,
+  [[nodiscard]] Task<Result<std::unique_ptr<UpstreamConnection>>> connect(const InstanceName& name, TimeLimit limit,
                                                                           Cancellation& cancellation);
   [[nodiscard]] static Task<Result<std::unique_ptr<Exchange>>> converse(std::unique_ptr<UpstreamConnection>& connection,
-                                                                        const UpstreamRequest& request, Deadline deadline,
+                                                                        const UpstreamRequest& request, TimeLimit limit,
                                                                         Cancellation& cancellation);
 
   Executor executor_;
@@ -105,7 +107,7 @@ class UpstreamPool {
 };
 
 // Reads the rest of an answer into its parser's body. kBufferOverflow beyond `bytes_at_most`; what was read stays in the body.
-[[nodiscard]] Task<Status> read_whole(Exchange& exchange, std::size_t bytes_at_most, std::chrono::nanoseconds between_bytes,
-                                      Deadline deadline, Cancellation& cancellation);
+[[nodiscard]] Task<Status> read_whole(Exchange& exchange, std::size_t bytes_at_most, Patience between_bytes, TimeLimit limit,
+                                      Cancellation& cancellation);
 
 }  // namespace moonpool::gateway

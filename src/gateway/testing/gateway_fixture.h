@@ -42,6 +42,7 @@ class GatewayTest : public ::testing::Test {
     settings.threads = 2;
     settings.admin_api_key = "top-secret-key";
     settings.health.first_probe = std::chrono::milliseconds(50);
+    settings.health.circuit.first_open = std::chrono::milliseconds(50);
     settings.timeouts.drain = std::chrono::seconds(5);
     return settings;
   }

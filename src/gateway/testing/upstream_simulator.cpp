@@ -8,14 +8,20 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
 #include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
 #include <boost/json/value.hpp>
 #include <cstdlib>
 #include <stdexcept>
+#include <utility>
 
 namespace moonpool::gateway::testing {
 
 namespace {
+
+namespace json = boost::json;
 
 bool send_all(int socket, std::string_view bytes) {
   while (!bytes.empty()) {
@@ -30,7 +36,7 @@ bool peer_closed(int socket) {
   pollfd waiting{socket, POLLIN | POLLRDHUP, 0};
   if (::poll(&waiting, 1, 10) <= 0) return false;
   char byte = 0;
-  return ::recv(socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0 || (waiting.revents & (POLLERR | POLLHUP)) != 0;
+  return ::recv(socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0 || (waiting.revents & (POLLERR | POLLHUP | POLLRDHUP)) != 0;
 }
 
 int listen_on(const std::string& host, std::uint16_t& port) {
@@ -72,14 +78,112 @@ std::string chunk(const std::string& bytes) {
   return size + bytes + "\r\n";
 }
 
-std::string event(const std::string& token) { return R"(data: {"choices":[{"text":")" + token + "\"}]}\n\n"; }
+// What the simulated model makes of a request.
+struct Job {
+  bool chat = false;
+  bool streamed = false;
+  bool usage = false;      // a usage chunk at the end
+  bool token_ids = false;  // in every event
+  std::size_t first = 0;   // tokens of the text that the prompt has already
+  std::size_t count = 0;   // to be made
+  bool cut_by_limit = false;
+  std::size_t prompt_tokens = 0;
+};
 
-bool wants_stream(const std::string& body) {
+json::object parse_object(const std::string& body) {
   boost::system::error_code error;
-  const auto document = boost::json::parse(body, error);
-  if (error || !document.is_object()) return false;
-  const auto* stream = document.get_object().if_contains("stream");
-  return stream != nullptr && stream->is_bool() && stream->get_bool();
+  auto document = json::parse(body, error);
+  return error || !document.is_object() ? json::object() : std::move(document.get_object());
+}
+
+bool is_true(const json::object& object, json::string_view key) {
+  const auto* value = object.if_contains(key);
+  return value != nullptr && value->is_bool() && value->get_bool();
+}
+
+std::size_t number_in(const json::object& object, json::string_view key, std::size_t otherwise) {
+  const auto* value = object.if_contains(key);
+  boost::system::error_code error;
+  const auto number = value == nullptr ? otherwise : value->to_number<std::size_t>(error);
+  return error ? otherwise : number;
+}
+
+// The token ids of the simulated text are kFirstId, kFirstId + 1...; a prompt's are those of its words.
+constexpr int kFirstId = 1000;
+
+std::size_t tokens_at_end(const std::string& prompt, const std::vector<std::string>& tokens) {
+  std::size_t found = 0;
+  std::string beginning;
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    beginning += tokens[i];
+    if (prompt.ends_with(beginning)) found = i + 1;
+  }
+  return found;
+}
+
+Job job_of(const SeenRequest& request, const std::vector<std::string>& tokens) {
+  const json::object body = parse_object(request.body);
+  Job job;
+  job.chat = request.target.starts_with("/v1/chat/");
+  job.streamed = is_true(body, "stream");
+  job.token_ids = is_true(body, "return_token_ids");
+  const auto* options = body.if_contains("stream_options");
+  job.usage = options != nullptr && options->is_object() && is_true(options->get_object(), "include_usage");
+  const auto* prompt = body.if_contains("prompt");
+  const auto* messages = body.if_contains("messages");
+  if (prompt != nullptr && prompt->is_string()) {
+    const std::string text(prompt->get_string().c_str());
+    job.first = tokens_at_end(text, tokens);
+    job.prompt_tokens = 3 + job.first;
+  } else if (prompt != nullptr && prompt->is_array()) {
+    job.prompt_tokens = prompt->get_array().size();
+    for (const auto& id : prompt->get_array()) job.first += id.is_int64() && id.get_int64() >= kFirstId ? 1 : 0;
+  } else if (messages != nullptr && messages->is_array() && is_true(body, "continue_final_message")) {
+    const std::string text(messages->get_array().back().at("content").get_string().c_str());
+    job.first = tokens_at_end(text, tokens);
+    job.prompt_tokens = 5 + job.first;
+  } else {
+    job.prompt_tokens = 5;
+  }
+  const std::size_t left = tokens.size() - job.first;
+  job.count = std::min(left, std::min(number_in(body, "max_tokens", left), number_in(body, "max_completion_tokens", left)));
+  job.cut_by_limit = job.count < left || body.contains("max_tokens");
+  return job;
+}
+
+json::object answer_object(const Job& job, const std::string& id, const std::string& model, bool chunk_of_stream) {
+  const std::string kind = job.chat ? (chunk_of_stream ? "chat.completion.chunk" : "chat.completion") : "text_completion";
+  return {{"id", id}, {"object", kind}, {"created", 1'700'000'000}, {"model", model}};
+}
+
+std::string event(json::object object) { return chunk("data: " + json::serialize(object) + "\n\n"); }
+
+std::string token_event(const Job& job, const std::string& id, const std::string& model, const std::vector<std::string>& tokens,
+                        std::size_t i) {
+  json::object choice{{"index", 0}};
+  if (job.chat) {
+    choice["delta"] = json::object{{"content", tokens[i]}};
+  } else {
+    choice["text"] = tokens[i];
+  }
+  choice["logprobs"] = nullptr;
+  choice["finish_reason"] = nullptr;
+  if (i + 1 == job.first + job.count) choice["finish_reason"] = job.cut_by_limit ? "length" : "stop";
+  if (job.token_ids) {
+    choice["token_ids"] = json::array{kFirstId + static_cast<int>(i)};
+    if (i == job.first) {
+      json::array prompt;
+      for (std::size_t k = 0; k < job.prompt_tokens; ++k) prompt.push_back(static_cast<int>(k));
+      choice["prompt_token_ids"] = std::move(prompt);
+    }
+  }
+  json::object object = answer_object(job, id, model, true);
+  object["choices"] = json::array{std::move(choice)};
+  return event(std::move(object));
+}
+
+json::object usage_of(const Job& job) {
+  return {{"prompt_tokens", job.prompt_tokens}, {"completion_tokens", job.count}, {"total_tokens", job.prompt_tokens + job.count}};
 }
 
 }  // namespace
@@ -129,7 +233,12 @@ void UpstreamSimulator::accept_loop(int listener) {
 
 void UpstreamSimulator::serve(int socket, int number) {
   std::string received;
-  for (;;) {
+  bool usable = true;
+  if (const Behaviour now = peek(); now.point == Point::kAccepted) {
+    go_wrong(socket, now.how, true, false);
+    usable = false;
+  }
+  while (usable) {
     SeenRequest request;
     request.connection = number;
     {
@@ -199,83 +308,190 @@ bool UpstreamSimulator::answer(int socket, const SeenRequest& request) {
   return send_all(socket, head(status, "application/json", body.size()) + body);
 }
 
-bool UpstreamSimulator::answer_completion(int socket, const SeenRequest& request) {
-  const Behaviour now = behaviour();
+// A part of an answer, and the points before and within it.
+struct UpstreamSimulator::Piece {
+  std::string bytes;
+  Point before = Point::kNowhere;
+  Point within = Point::kNowhere;
+  bool token = false;
+};
+
+namespace {
+
+// The older names of the same things.
+void translate(Behaviour& now, bool streamed) {
+  const auto at = [&](Point point, How how) {
+    now.point = point;
+    now.how = how;
+  };
   switch (now.fault) {
-    case Fault::kStatus: {
-      const std::string body =
-          R"({"error":{"message":"simulated )" + std::to_string(now.status) + R"(","code":)" + std::to_string(now.status) + "}}";
-      return send_all(socket, head(now.status, "application/json", body.size(), now.extra_fields) + body);
-    }
     case Fault::kCloseBeforeHead:
-      return false;
+      return at(Point::kRequestRead, How::kClose);
     case Fault::kCloseInHead:
-      send_all(socket, "HTTP/1.1 200 OK\r\nContent-Ty");
-      return false;
-    case Fault::kGarbage:
-      send_all(socket, "\x16\x03\x01 this is not HTTP\r\n\r\n");
-      return false;
+      return at(Point::kInHead, How::kClose);
+    case Fault::kCloseInBody:
+      return at(streamed ? Point::kHeadSent : Point::kInBody, How::kClose);
+    case Fault::kCloseInStream:
+      return at(streamed ? Point::kBetweenTokens : Point::kInBody, How::kClose);
+    case Fault::kCloseInEvent:
+      return at(Point::kInToken, How::kClose);
     case Fault::kStallBeforeHead:
-      stall(socket);
-      return false;
+      return at(Point::kRequestRead, How::kStall);
+    case Fault::kStallInStream:
+      return at(streamed ? Point::kBetweenTokens : Point::kInBody, How::kStall);
+    case Fault::kGarbage:
+      return at(Point::kRequestRead, How::kMalformed);
     default:
-      break;
+      return;
   }
-  if (wants_stream(request.body)) return answer_stream(socket, now);
-  std::string joined;
-  for (const auto& token : now.tokens) joined += token;
-  const std::string body = R"({"object":"text_completion","served_by":")" + name() + R"(","choices":[{"text":")" + joined + "\"}]}";
-  if (now.fault == Fault::kUntilCloseCut) {
-    send_all(socket, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" + body.substr(0, body.size() / 2));
-    return false;
-  }
-  const std::string answer_head = head(200, "application/json", body.size(), now.extra_fields);
-  if (now.fault == Fault::kCloseInBody || now.fault == Fault::kCloseInStream) {
-    send_all(socket, answer_head + body.substr(0, body.size() / 2));
-    return false;
-  }
-  if (now.fault == Fault::kStallInStream) {
-    send_all(socket, answer_head + body.substr(0, body.size() / 2));
-    stall(socket);
-    return false;
-  }
-  if (!wait_for_token(socket)) return false;
-  return send_all(socket, answer_head + body);
 }
 
-bool UpstreamSimulator::answer_stream(int socket, const Behaviour& now) {
-  if (!send_all(socket, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n" + now.extra_fields +
-                            "Transfer-Encoding: chunked\r\n\r\n")) {
-    return false;
+}  // namespace
+
+bool UpstreamSimulator::answer_completion(int socket, const SeenRequest& request) {
+  Behaviour now = behaviour();
+  const Job job = job_of(request, now.tokens);
+  translate(now, job.streamed);
+  if (now.fault == Fault::kStatus) {
+    const std::string body =
+        R"({"error":{"message":"simulated )" + std::to_string(now.status) + R"(","code":)" + std::to_string(now.status) + "}}";
+    return send_all(socket, head(now.status, "application/json", body.size(), now.extra_fields) + body);
   }
-  if (now.fault == Fault::kCloseInBody) return false;
-  std::size_t sent = 0;
-  for (const auto& token : now.tokens) {
-    if (sent++ == now.tokens_before_fault) {
-      if (now.fault == Fault::kCloseInStream) return false;
-      if (now.fault == Fault::kCloseInEvent) {
-        send_all(socket, chunk(R"(data: {"choices":[{"te)"));
-        return false;
-      }
-      if (now.fault == Fault::kStallInStream) {
-        stall(socket);
-        return false;
-      }
+  if (now.prefill_tokens_per_s > 0 && !pace(socket, static_cast<double>(request.body.size()) / 4 / now.prefill_tokens_per_s)) return false;
+  const std::string id = (job.chat ? "chatcmpl-" : "cmpl-") + std::to_string(port_) + "-" + std::to_string(request.connection);
+  std::vector<Piece> pieces;
+  if (!job.streamed) {
+    std::string joined;
+    for (std::size_t i = 0; i < job.count; ++i) joined += now.tokens[job.first + i];
+    json::object object = answer_object(job, id, model_, false);
+    object["served_by"] = name();
+    if (job.chat) object["choices"] = json::array{json::object{{"index", 0}, {"message", {{"role", "assistant"}, {"content", joined}}}}};
+    if (!job.chat) object["choices"] = json::array{json::object{{"index", 0}, {"text", joined}}};
+    object["usage"] = usage_of(job);
+    const std::string body = json::serialize(object);
+    if (now.fault == Fault::kUntilCloseCut) {
+      send_all(socket, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" + body.substr(0, body.size() / 2));
+      return false;
     }
     if (!wait_for_token(socket)) return false;
-    if (!send_all(socket, chunk(event(token)))) {
-      ++abandoned_;
+    if (now.how == How::kMalformed && now.point == Point::kInBody) {  // only a chunked body can be malformed
+      pieces.push_back({"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n", Point::kRequestRead,
+                        Point::kInHead, false});
+      pieces.push_back({chunk(body) + "0\r\n\r\n", Point::kHeadSent, Point::kInBody, false});
+      return send_pieces(socket, pieces, now);
+    }
+    pieces.push_back({head(200, "application/json", body.size(), now.extra_fields), Point::kRequestRead, Point::kInHead, false});
+    pieces.push_back({body, Point::kHeadSent, Point::kInBody, false});
+    return send_pieces(socket, pieces, now);
+  }
+  pieces.push_back(
+      {"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n" + now.extra_fields + "Transfer-Encoding: chunked\r\n\r\n",
+       Point::kRequestRead, Point::kInHead, false});
+  Point before = Point::kHeadSent;
+  if (job.chat) {
+    json::object object = answer_object(job, id, model_, true);
+    object["choices"] = json::array{
+        json::object{{"index", 0}, {"delta", {{"role", "assistant"}, {"content", ""}}}, {"logprobs", nullptr}, {"finish_reason", nullptr}}};
+    pieces.push_back({event(std::move(object)), std::exchange(before, Point::kNowhere), Point::kNowhere, false});
+  }
+  for (std::size_t i = 0; i < job.count; ++i) {
+    const bool here = i == now.tokens_before_fault;
+    Piece piece{token_event(job, id, model_, now.tokens, job.first + i), std::exchange(before, Point::kNowhere), Point::kNowhere, true};
+    if (here && now.point == Point::kBetweenTokens) piece.before = Point::kBetweenTokens;
+    if (here && now.point == Point::kInToken) piece.within = Point::kInToken;
+    pieces.push_back(std::move(piece));
+  }
+  if (job.usage) {
+    json::object object = answer_object(job, id, model_, true);
+    object["choices"] = json::array();
+    object["usage"] = usage_of(job);
+    pieces.push_back({event(std::move(object)), std::exchange(before, Point::kNowhere), Point::kNowhere, false});
+  }
+  if (now.fault != Fault::kEndWithoutDone) pieces.push_back({chunk("data: [DONE]\n\n"), Point::kBeforeFinish, Point::kNowhere, false});
+  pieces.push_back({"0\r\n\r\n", Point::kBeforeLastChunk, Point::kNowhere, false});
+  return send_pieces(socket, pieces, now);
+}
+
+bool UpstreamSimulator::send_pieces(int socket, const std::vector<Piece>& pieces, const Behaviour& now) {
+  std::size_t sent = 0;
+  const bool chunked = pieces[0].bytes.find("chunked") != std::string::npos;
+  for (const Piece& piece : pieces) {
+    const bool in_head = &piece == &pieces[0];
+    if (piece.token && !wait_for_token(socket)) return false;
+    if (piece.token && now.decode_tokens_per_s > 0 && !pace(socket, 1 / now.decode_tokens_per_s)) return false;
+    const bool at_byte = now.point == Point::kByte && now.byte < sent + piece.bytes.size();
+    const bool before = now.point != Point::kNowhere && piece.before == now.point;
+    const bool within = now.point != Point::kNowhere && piece.within == now.point;
+    if (before || within || at_byte) {
+      const std::size_t part = at_byte ? now.byte - sent : within ? piece.bytes.size() / 2 : 0;
+      send_all(socket, std::string_view(piece.bytes).substr(0, part));
+      if (now.error_event) {
+        send_all(socket, chunk(R"(data: {"error":{"message":"EngineCore died","type":"InternalServerError","code":500}})"
+                               "\n\n") +
+                             chunk("data: [DONE]\n\n") + "0\r\n\r\n");
+        return false;
+      }
+      go_wrong(socket, now.how, in_head, chunked);
+      return false;
+    }
+    if (!send_all(socket, piece.bytes)) {
+      abandoned_now();
+      return false;
+    }
+    sent += piece.bytes.size();
+  }
+  return true;
+}
+
+void UpstreamSimulator::go_wrong(int socket, How how, bool in_head, bool chunked) {
+  // A reset overtakes what was sent before it, and bytes that are no HTTP spoil what is read with them: that is to be read first.
+  if (!in_head && (how == How::kReset || how == How::kMalformed) && !pace(socket, 0.03)) return;
+  switch (how) {
+    case How::kClose:
+      return;
+    case How::kReset: {
+      const linger at_once{1, 0};
+      ::setsockopt(socket, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+      return;
+    }
+    case How::kStall:
+      return stall(socket);
+    case How::kMalformed:
+      send_all(socket, in_head ? std::string_view("\x16\x03\x01 this is not HTTP\r\n\r\n") : chunked ? "\r\nzz\r\n!" : "");
+      return;
+  }
+}
+
+bool UpstreamSimulator::pace(int socket, double seconds) {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+  while (!stopping_) {
+    const auto left = std::chrono::duration<double, std::milli>(until - std::chrono::steady_clock::now()).count();
+    if (left <= 0) return true;
+    pollfd waiting{socket, POLLIN | POLLRDHUP, 0};
+    char byte = 0;
+    if (::poll(&waiting, 1, std::min(50, static_cast<int>(left) + 1)) > 0 && ::recv(socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) <= 0) {
+      abandoned_now();
       return false;
     }
   }
-  if (now.fault != Fault::kEndWithoutDone && !send_all(socket, chunk("data: [DONE]\n\n"))) return false;
-  return send_all(socket, "0\r\n\r\n");
+  return false;
+}
+
+Behaviour UpstreamSimulator::peek() {
+  const std::lock_guard lock(mutex_);
+  return next_ ? *next_ : behaviour_;
+}
+
+void UpstreamSimulator::abandoned_now() {
+  last_abandoned_ = std::chrono::steady_clock::now();
+  ++abandoned_;
 }
 
 void UpstreamSimulator::stall(int socket) {
+  ++stalled_;
   while (!stopping_) {
     if (!peer_closed(socket)) continue;
-    if (!stopping_) ++abandoned_;
+    if (!stopping_) abandoned_now();
     return;
   }
 }
@@ -293,7 +509,7 @@ bool UpstreamSimulator::wait_for_token(int socket) {
       }
     }
     if (!peer_closed(socket)) continue;
-    if (!stopping_) ++abandoned_;
+    if (!stopping_) abandoned_now();
     return false;
   }
 }

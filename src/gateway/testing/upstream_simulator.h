@@ -1,4 +1,8 @@
-// An instance for the tests: speaks enough of OpenAI's HTTP to be one, and fails at the point it is told to.
+// An instance for the tests: speaks enough of OpenAI's HTTP to be one, at the speed and with the failure that it is told.
+//
+// Its model is greedy and says one text, Behaviour::tokens: asked with a prompt, or a last message to be continued, that ends with the
+// beginning of that text, it goes on behind it, and it stops after max_tokens. So a stream that was continued well reads as if nothing had
+// happened. Events have vLLM's shape, with token ids and usage where the request asks for them.
 //
 // Real sockets, one thread a connection, blocking calls: nothing here shares code with what it tests. Requests are kept as received. A
 // stream can be held token by token, so that a test decides what has been sent at which moment.
@@ -34,8 +38,30 @@ enum class Fault {
   kUntilCloseCut,    // a JSON answer delimited by the connection's end, which comes early
 };
 
+// Where in an answer something goes wrong, and how: finer than Fault, and any pair makes sense.
+enum class Point {
+  kNowhere,
+  kAccepted,         // the connection is there, nothing of the request was read
+  kRequestRead,      // the request was read, nothing answered
+  kInHead,           // half of the head was sent
+  kHeadSent,         // the head was sent, nothing of the body
+  kBetweenTokens,    // a stream: tokens_before_fault tokens were sent
+  kInToken,          // and half of the next event
+  kBeforeFinish,     // all tokens were sent, [DONE] was not
+  kBeforeLastChunk,  // [DONE] was sent, the chunk that ends the body was not
+  kInBody,           // a plain answer: half of its body was sent
+  kByte,             // Behaviour::byte bytes of the answer were sent, head included
+};
+enum class How { kClose, kReset, kStall, kMalformed };
+
 struct Behaviour {
   Fault fault = Fault::kNone;
+  Point point = Point::kNowhere;
+  How how = How::kClose;
+  std::size_t byte = 0;
+  double prefill_tokens_per_s = 0;  // 0: at once; a prompt has a token per four bytes of the request
+  double decode_tokens_per_s = 0;   // 0: at once
+  bool error_event = false;         // at the fault, a stream ends as vLLM's does whose engine died: an error event and [DONE]
   unsigned status = 500;
   std::vector<std::string> tokens = {"Once", " upon", " a", " time"};
   std::size_t tokens_before_fault = 2;
@@ -71,25 +97,35 @@ class UpstreamSimulator {
 
   [[nodiscard]] std::vector<SeenRequest> completions() const;
   [[nodiscard]] std::vector<SeenRequest> all() const;
-  [[nodiscard]] int abandoned() const { return abandoned_; }      // completions whose client closed before they were answered
+  [[nodiscard]] int abandoned() const { return abandoned_; }  // completions whose client closed before they were answered
+  [[nodiscard]] std::chrono::steady_clock::time_point last_abandoned() const { return last_abandoned_.load(); }
+  [[nodiscard]] int stalled() const { return stalled_; }          // connections that went silent, ever
   [[nodiscard]] int connections() const { return connections_; }  // accepted so far
 
  private:
+  struct Piece;
   void accept_loop(int listener);
   void serve(int socket, int number);
   [[nodiscard]] bool read_request(int socket, std::string& received, SeenRequest& request);
   // False when the connection ends.
   [[nodiscard]] bool answer(int socket, const SeenRequest& request);
   [[nodiscard]] bool answer_completion(int socket, const SeenRequest& request);
-  [[nodiscard]] bool answer_stream(int socket, const Behaviour& behaviour);
+  // False when the connection ends. `tokens`: a stream's, held and paced one by one.
+  [[nodiscard]] bool send_pieces(int socket, const std::vector<Piece>& pieces, const Behaviour& now);
+  void go_wrong(int socket, How how, bool in_head, bool chunked);
   void stall(int socket);
+  void abandoned_now();
+  [[nodiscard]] bool pace(int socket, double seconds);  // false when the client left meanwhile
   [[nodiscard]] bool wait_for_token(int socket);
-  [[nodiscard]] Behaviour behaviour();
+  [[nodiscard]] Behaviour behaviour();  // takes a next one
+  [[nodiscard]] Behaviour peek();
 
   const std::string model_;
   const std::string host_;
   std::uint16_t port_ = 0;
   std::atomic<int> abandoned_{0};
+  std::atomic<std::chrono::steady_clock::time_point> last_abandoned_{};
+  std::atomic<int> stalled_{0};
   std::atomic<int> connections_{0};
   std::atomic<bool> stopping_{false};
   int listener_ = -1;
