@@ -68,7 +68,7 @@ std::string text_of(const Endpoint& endpoint) {
 
 class Gateway::Impl {
  public:
-  Impl(Settings settings, std::unique_ptr<Policy> prefill, std::unique_ptr<Policy> decode)
+  Impl(Settings settings, std::shared_ptr<Policy> prefill, std::shared_ptr<Policy> decode)
       : state_(std::move(settings), std::move(prefill), std::move(decode)) {}
 
   Status start() {
@@ -81,8 +81,8 @@ class Gateway::Impl {
     MOONPOOL_RETURN_IF_ERROR(listen_on(*acceptor_, *endpoint, text_of(*endpoint)));
     boost::system::error_code ignored;
     bound_ = acceptor_->local_endpoint(ignored);
-    for (const auto& name : settings.prefill) state_.prefill.add(state_.make_instance(name, state_.prefill));
-    for (const auto& name : settings.decode) state_.decode.add(state_.make_instance(name, state_.decode));
+    for (const auto& name : settings.prefill) state_.prefill.add(state_.make_first_instance(name, state_.prefill));
+    for (const auto& name : settings.decode) state_.decode.add(state_.make_first_instance(name, state_.decode));
     announce();
     monitor_ = std::make_shared<HealthMonitor>(workers_[0]->context().get_executor(), state_, resolver_);
     monitor_->start();
@@ -117,8 +117,8 @@ class Gateway::Impl {
  private:
   void announce() const {
     const Settings& settings = state_.settings;
-    log::info("serving {} on http://{} with {} threads, scheduling {}", settings.model, text_of(bound_), workers_.size(),
-              state_.decode.policy_name());
+    log::info("serving {} on http://{} with {} threads, prefill policy {}, decode policy {}", settings.model, text_of(bound_), workers_.size(),
+              state_.prefill.policy_name(), state_.decode.policy_name());
     if (bound_.address().is_loopback()) log::info("only this machine can connect: --host 0.0.0.0 (or an address) listens for others");
     for (const Group* group : {&state_.prefill, &state_.decode}) {
       const auto list = group->snapshot();  // held: the group may replace its list meanwhile
@@ -167,9 +167,10 @@ Gateway::Gateway(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Gateway::~Gateway() { stop(); }
 
 Result<std::unique_ptr<Gateway>> Gateway::start(Settings settings) {
-  auto prefill = make_policy(settings.scheduling);
-  auto decode = make_policy(settings.scheduling);
+  auto prefill = make_policy(settings.policy_of("prefill"), settings.policy_options);
   if (!prefill.ok()) return prefill.status();
+  auto decode = make_policy(settings.policy_of("decode"), settings.policy_options);
+  if (!decode.ok()) return decode.status();
   auto impl = std::make_unique<Impl>(std::move(settings), std::move(prefill).value(), std::move(decode).value());
   if (Status status = impl->start(); !status.ok()) return status;
   return std::unique_ptr<Gateway>(new Gateway(std::move(impl)));

@@ -1,8 +1,45 @@
 #include "gateway/instance.h"
 
+#include <algorithm>
+
 #include "base/logging.h"
 
 namespace moonpool::gateway {
+
+namespace {
+
+Instance::Cause cause_of(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kUnavailable:
+      return Instance::Cause::kUnreachable;
+    case ErrorCode::kRpcFail:
+      return Instance::Cause::kServerError;
+    case ErrorCode::kRpcTimeout:
+      return Instance::Cause::kTimeout;
+    case ErrorCode::kProtocol:
+      return Instance::Cause::kProtocol;
+    default:
+      return Instance::Cause::kOther;
+  }
+}
+
+}  // namespace
+
+std::string_view Instance::state() const {
+  if (draining()) return "draining";
+  if (!healthy()) return "unhealthy";
+  if (!heard_of_.load(std::memory_order_relaxed)) return "starting";
+  return weight() < 1 ? "slow-start" : "healthy";
+}
+
+double Instance::weight() const {
+  constexpr double kLowest = 0.1;
+  if (!slow_.load(std::memory_order_relaxed)) return 1;
+  const double passed = std::chrono::duration<double>(std::chrono::steady_clock::now() - created_) / slow_start_;
+  if (passed < 1) return std::max(kLowest, passed);
+  slow_.store(false, std::memory_order_relaxed);
+  return 1;
+}
 
 std::string Instance::last_error() const {
   const std::lock_guard lock(mutex_);
@@ -16,6 +53,7 @@ double Instance::last_error_age_s() const {
 }
 
 void Instance::succeeded() {
+  if (!heard_of_.load(std::memory_order_relaxed)) heard_of_.store(true, std::memory_order_relaxed);
   if (consecutive_failures_.load(std::memory_order_relaxed) != 0) consecutive_failures_.store(0, std::memory_order_relaxed);
   if (healthy_.load(std::memory_order_relaxed)) return;
   if (!healthy_.exchange(true)) log::info("{} instance {} is healthy again", role_, name_.to_string());
@@ -23,6 +61,7 @@ void Instance::succeeded() {
 
 void Instance::failed(const Status& reason) {
   errors_.fetch_add(1, std::memory_order_relaxed);
+  errors_by_cause_[static_cast<std::size_t>(cause_of(reason.code()))].fetch_add(1, std::memory_order_relaxed);
   const auto failures = consecutive_failures_.fetch_add(1) + 1;
   remember(reason);
   if (failures >= failures_to_unhealthy_ && healthy_.exchange(false)) {
@@ -37,6 +76,7 @@ void Instance::probe_failed(const Status& reason) {
 }
 
 void Instance::remember(const Status& reason) {
+  heard_of_.store(true, std::memory_order_relaxed);
   const std::lock_guard lock(mutex_);
   last_error_ = reason.message();
   last_error_at_ = std::chrono::steady_clock::now();

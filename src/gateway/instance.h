@@ -3,16 +3,22 @@
 // Health: healthy until `failures_to_unhealthy` consecutive failures of its own (no connection, 5xx, deadline, an answer cut short), never
 // because of a client's 4xx. An unhealthy one is passed over while others are healthy, and comes back with the first success: a probe's
 // (see health_monitor.h) or a request's. So one failure never evicts, and nothing evicts for ever.
+// Slow start: an instance that joins a running gateway gets a share of requests that grows to a full one (weight(), which the policies
+// respect), so that its first requests find compiled kernels and warm caches growing, not a full load.
+// Draining: it finishes what it has and is given nothing new, until it leaves the group or the draining is called off.
 // Threads: any; counters are relaxed atomics, the texts are behind a lock that no request takes unless it fails.
 // Ownership: shared; a request keeps its instance alive, even when it leaves the group meanwhile.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 
 #include "base/result.h"
 #include "gateway/instance_name.h"
@@ -22,16 +28,33 @@ namespace moonpool::gateway {
 
 class Instance {
  public:
-  Instance(InstanceName name, std::string role, unsigned failures_to_unhealthy)
-      : name_(std::move(name)), role_(std::move(role)), failures_to_unhealthy_(failures_to_unhealthy) {}
+  Instance(InstanceName name, std::string role, unsigned failures_to_unhealthy, std::chrono::nanoseconds slow_start = {})
+      : name_(std::move(name)),
+        role_(std::move(role)),
+        name_hash_(std::hash<std::string>{}(name_.to_string())),
+        failures_to_unhealthy_(failures_to_unhealthy),
+        slow_start_(slow_start) {}
 
   [[nodiscard]] const InstanceName& name() const { return name_; }
   [[nodiscard]] const std::string& role() const { return role_; }  // "prefill" or "decode"
   [[nodiscard]] bool healthy() const { return healthy_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t in_flight() const { return in_flight_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t requests() const { return requests_.load(std::memory_order_relaxed); }
+  // Its own failures by cause.
+  enum class Cause { kUnreachable, kServerError, kTimeout, kProtocol, kOther };
+  static constexpr std::array<std::string_view, 5> kCauseNames{"unreachable", "server_error", "timeout", "protocol", "other"};
+  [[nodiscard]] std::uint64_t errors_by(Cause cause) const {
+    return errors_by_cause_[static_cast<std::size_t>(cause)].load(std::memory_order_relaxed);
+  }
   [[nodiscard]] std::uint64_t errors() const { return errors_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t consecutive_failures() const { return consecutive_failures_.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t name_hash() const { return name_hash_; }
+  // The share of a full load that it should get now: from 0.1 up to 1 within its slow start, 1 afterwards.
+  [[nodiscard]] double weight() const;
+  [[nodiscard]] bool draining() const { return draining_.load(std::memory_order_relaxed); }
+  // "draining", "unhealthy", "starting" (nothing was heard of it yet), "slow-start" or "healthy".
+  [[nodiscard]] std::string_view state() const;
+  void set_draining(bool draining) { draining_.store(draining, std::memory_order_relaxed); }
   [[nodiscard]] std::string last_error() const;
   // Seconds since the last failure, negative when there was none.
   [[nodiscard]] double last_error_age_s() const;
@@ -65,12 +88,19 @@ class Instance {
 
   const InstanceName name_;
   const std::string role_;
+  const std::uint64_t name_hash_;  // the same in every gateway of one build
   const unsigned failures_to_unhealthy_;
+  const std::chrono::nanoseconds slow_start_;
+  const std::chrono::steady_clock::time_point created_ = std::chrono::steady_clock::now();
+  mutable std::atomic<bool> slow_{slow_start_.count() > 0};
+  std::atomic<bool> draining_{false};
   std::atomic<bool> healthy_{true};
   std::atomic<std::uint64_t> in_flight_{0};
   std::atomic<std::uint64_t> requests_{0};
   std::atomic<std::uint64_t> errors_{0};
+  std::array<std::atomic<std::uint64_t>, kCauseNames.size()> errors_by_cause_{};
   std::atomic<std::uint64_t> consecutive_failures_{0};
+  std::atomic<bool> heard_of_{false};  // it has answered or failed once
   mutable std::mutex mutex_;  // guards the two below
   std::string last_error_;
   std::chrono::steady_clock::time_point last_error_at_;

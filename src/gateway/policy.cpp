@@ -1,28 +1,38 @@
 #include "gateway/policy.h"
 
-#include <atomic>
-#include <string>
+#include <array>
+
+#include "gateway/policies/affinity_policy.h"
+#include "gateway/policies/load_policies.h"
+#include "gateway/policies/prefix_policy.h"
 
 namespace moonpool::gateway {
 
 namespace {
 
-class RoundRobin final : public Policy {
- public:
-  std::size_t choose(std::span<Instance* const> candidates, const RequestFacts&) override {
-    return next_.fetch_add(1, std::memory_order_relaxed) % candidates.size();
-  }
-  std::string_view name() const override { return "round_robin"; }
-
- private:
-  std::atomic<std::size_t> next_{0};
-};
+constexpr std::array<std::string_view, 7> kNames{"round_robin",      "random",       "least_load", "power_of_two",
+                                                 "session_affinity", "prefix_aware", "pool_aware"};
 
 }  // namespace
 
-Result<std::unique_ptr<Policy>> make_policy(std::string_view name) {
-  if (name == "round_robin") return std::unique_ptr<Policy>(std::make_unique<RoundRobin>());
-  return Status(ErrorCode::kConfig, "--scheduling " + std::string(name) + " is not known: use round_robin");
+std::span<const std::string_view> policy_names() { return kNames; }
+
+std::string policy_names_text() {
+  std::string all;
+  for (std::size_t i = 0; i < kNames.size(); ++i) all.append(i == 0 ? "" : i + 1 == kNames.size() ? " or " : ", ").append(kNames[i]);
+  return all;
+}
+
+Result<std::unique_ptr<Policy>> make_policy(std::string_view name, const PolicyOptions& options) {
+  using Made = std::unique_ptr<Policy>;
+  if (name == "round_robin") return Made(std::make_unique<RoundRobinPolicy>());
+  if (name == "random") return Made(std::make_unique<RandomPolicy>());
+  if (name == "least_load") return Made(std::make_unique<LeastLoadPolicy>());
+  if (name == "power_of_two") return Made(std::make_unique<PowerOfTwoPolicy>());
+  if (name == "session_affinity") return Made(std::make_unique<AffinityPolicy>(options.affinity_header));
+  if (name == "prefix_aware") return Made(std::make_unique<PrefixPolicy>(options.prefix_index_bytes, std::nullopt));
+  if (name == "pool_aware") return Made(std::make_unique<PrefixPolicy>(options.prefix_index_bytes, options.pool_transfer_cost));
+  return Status(ErrorCode::kConfig, "the policy " + std::string(name) + " is not known: use " + policy_names_text());
 }
 
 }  // namespace moonpool::gateway

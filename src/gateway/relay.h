@@ -66,7 +66,7 @@ class Relay {
   [[nodiscard]] Task<Result<std::unique_ptr<Exchange>>> open(Instance& instance, std::string_view body, std::chrono::nanoseconds budget);
 
   Turn instance_failed(Instance& instance, Status reason, std::unique_ptr<Exchange> answer = nullptr);
-  [[nodiscard]] RequestFacts facts() const { return {request_.path(), request_.body}; }
+  [[nodiscard]] RequestFacts facts() const { return {request_.path(), request_.body, &request_.headers}; }
   [[nodiscard]] bool finish(Turn turn);
 
   GatewayState& state_;

@@ -56,7 +56,20 @@ void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
   app.add_option("--decode,-d", raw.decode, "Decode instances, host:port each")->delimiter(',');
   app.add_option("--port", settings.port, "Port to listen on (0: any free one)")->capture_default_str();
   app.add_option("--host", settings.host, "Address to listen on; 0.0.0.0 or :: for every interface")->capture_default_str();
-  app.add_option("--scheduling", settings.scheduling, "How an instance is chosen: round_robin")->capture_default_str();
+  app.add_option("--scheduling", settings.scheduling, "How an instance is chosen: " + policy_names_text())->capture_default_str();
+  app.add_option("--prefill-policy", settings.prefill_policy, "The same, for prefill alone (default: --scheduling)");
+  app.add_option("--decode-policy", settings.decode_policy, "The same, for decode alone (default: --scheduling)");
+  app.add_option("--affinity-header", settings.policy_options.affinity_header,
+                 "session_affinity: requests with the same value stay together (else those with the same \"user\")")
+      ->capture_default_str();
+  app.add_option("--prefix-index-bytes", settings.policy_options.prefix_index_bytes,
+                 "prefix_aware, pool_aware: memory for each instance's prompts, 32 bytes for 256 of text")
+      ->check(CLI::Range(std::size_t{1024}, std::size_t{1} << 36))
+      ->capture_default_str();
+  app.add_option("--pool-transfer-cost", settings.policy_options.pool_transfer_cost,
+                 "pool_aware: loading a prompt from the pool, as a share of computing it")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   app.add_option("--threads", settings.threads, "Threads (0: one per core)")->check(CLI::Range(0, 1024));
   app.add_option("--attempts", settings.attempts, "Instances tried at most for one hop of a request")
       ->check(CLI::Range(1, 100))
@@ -71,6 +84,14 @@ void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
   app.add_option("--max-connections", settings.limits.client_connections, "Client connections at most")->capture_default_str();
   app.add_flag("--access-log", settings.access_log, "Log every request at level info (else debug; failed ones always)");
   app.add_option("--log-level", settings.log_level, "trace, debug, info, warning, error, off")->capture_default_str();
+  app.add_option_function<double>(
+         "--slow-start",
+         [&settings](const double& seconds) {
+           settings.health.slow_start = std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+         },
+         "An added instance's load grows to a full share within this time (0: at once)")
+      ->default_str("30 s")
+      ->check(CLI::Range(0.0, 1e6));
   add_timeouts(app, settings.timeouts);
 }
 
@@ -97,7 +118,13 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
   if (!prefill.ok()) return prefill.status();
   auto decode = parse_names(raw.decode, "--decode");
   if (!decode.ok()) return decode.status();
-  if (auto policy = make_policy(settings.scheduling); !policy.ok()) return policy.status();
+  for (const auto& [flag, name] : {std::pair("--scheduling ", settings.scheduling), std::pair("--prefill-policy ", settings.prefill_policy),
+                                   std::pair("--decode-policy ", settings.decode_policy)}) {
+    if (name.empty()) continue;
+    if (auto policy = make_policy(name, settings.policy_options); !policy.ok()) {
+      return Status(ErrorCode::kConfig, flag + name + ": " + policy.status().message());
+    }
+  }
   settings.prefill = std::move(prefill).value();
   settings.decode = std::move(decode).value();
   if (const char* key = std::getenv("ADMIN_API_KEY"); key != nullptr) settings.admin_api_key = key;

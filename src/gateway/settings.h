@@ -9,6 +9,7 @@
 
 #include "base/result.h"
 #include "gateway/instance_name.h"
+#include "gateway/policy.h"
 
 namespace moonpool::gateway {
 
@@ -39,6 +40,7 @@ struct Health {
   unsigned failures_to_unhealthy = 3;  // consecutive ones of the instance's own
   std::chrono::milliseconds first_probe{500};
   std::chrono::milliseconds slowest_probe{10'000};
+  std::chrono::milliseconds slow_start{30'000};  // of an instance that is added later, until it gets a full share
 };
 
 struct Settings {
@@ -47,7 +49,10 @@ struct Settings {
   std::vector<InstanceName> decode;
   std::string host = "127.0.0.1";
   std::uint16_t port = 8000;  // 0: any free port
-  std::string scheduling = "round_robin";
+  std::string scheduling = "round_robin";  // the policy of a group that names none
+  std::string prefill_policy;
+  std::string decode_policy;
+  PolicyOptions policy_options;
   unsigned threads = 0;   // 0: one per core
   unsigned attempts = 3;  // instances tried at most for one hop of one request
   bool access_log = false;
@@ -55,6 +60,12 @@ struct Settings {
   Timeouts timeouts;
   Limits limits;
   Health health;
+
+  [[nodiscard]] const std::string& policy_of(std::string_view role) const {
+    const std::string& own = role == "prefill" ? prefill_policy : decode_policy;
+    return own.empty() ? scheduling : own;
+  }
+
   std::string admin_api_key;  // from ADMIN_API_KEY; empty: /instances/add is off. Never logged.
 };
 
