@@ -1,18 +1,23 @@
 #include "gateway/sse.h"
 
+#include <optional>
 #include <utility>
 
 namespace moonpool::gateway {
 
 namespace {
 
-bool is_done_line(std::string_view line) {
-  constexpr std::string_view kField = "data:";
-  if (!line.starts_with(kField)) return false;
-  line.remove_prefix(kField.size());
+// What stands after "field:" in the line; nullopt for another line.
+std::optional<std::string_view> value_of(std::string_view line, std::string_view field) {
+  if (!line.starts_with(field)) return std::nullopt;
+  line.remove_prefix(field.size());
   while (!line.empty() && line.front() == ' ') line.remove_prefix(1);
   while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.remove_suffix(1);
-  return line == "[DONE]";
+  return line;
+}
+
+bool ends_a_response(std::string_view event) {
+  return event == "response.completed" || event == "response.incomplete" || event == "response.failed";
 }
 
 }  // namespace
@@ -42,7 +47,11 @@ std::string SseStream::finish() {
 void SseStream::inspect(std::string_view lines) {
   while (!lines.empty()) {
     const std::size_t end = std::min(lines.find('\n'), lines.size());
-    if (!std::exchange(mid_line_, false) && is_done_line(lines.substr(0, end))) done_ = true;
+    const std::string_view line = lines.substr(0, end);
+    if (!std::exchange(mid_line_, false)) {
+      if (const auto event = value_of(line, "event:"); event) final_event_ = ends_a_response(*event);
+      if (const auto data = value_of(line, "data:"); data && (*data == "[DONE]" || final_event_)) done_ = true;
+    }
     lines.remove_prefix(std::min(end + 1, lines.size()));
   }
 }
