@@ -14,6 +14,7 @@
 #include "gateway/gateway_state.h"
 #include "gateway/health_monitor.h"
 #include "gateway/http_message.h"
+#include "gateway/membership.h"
 #include "gateway/worker.h"
 
 namespace moonpool::gateway {
@@ -86,6 +87,8 @@ class Gateway::Impl {
     announce();
     monitor_ = std::make_shared<HealthMonitor>(workers_[0]->context().get_executor(), state_, resolver_);
     monitor_->start();
+    membership_ = std::make_shared<Membership>(workers_[0]->context().get_executor(), state_, resolver_);
+    membership_->start();
     asio::co_spawn(workers_[0]->context().get_executor(), accept(), asio::detached);
     for (auto& worker : workers_) worker->run();
     return Status();
@@ -99,6 +102,7 @@ class Gateway::Impl {
       boost::system::error_code ignored;
       acceptor_->close(ignored);
       monitor_->stop();
+      membership_->stop();
     });
     const Deadline deadline = Deadline::after(state_.settings.timeouts.drain);
     auto& open = state_.counters.client_connections;
@@ -110,6 +114,12 @@ class Gateway::Impl {
     if (!drained_) log::warning("stopping with {} client connections still busy after the drain time", open.load());
     for (auto& worker : workers_) worker->stop_now();
     return drained_;
+  }
+
+  void reload(Settings settings) {
+    asio::post(workers_[0]->context(), [membership = membership_, settings = std::move(settings)]() mutable {
+      membership->apply(std::move(settings));
+    });
   }
 
   [[nodiscard]] const Endpoint& bound() const { return bound_; }
@@ -156,6 +166,7 @@ class Gateway::Impl {
   std::vector<std::unique_ptr<Worker>> workers_;
   Resolver resolver_;  // after the workers: its look-ups post to their executors
   std::shared_ptr<HealthMonitor> monitor_;
+  std::shared_ptr<Membership> membership_;
   std::optional<Acceptor> acceptor_;
   Endpoint bound_;
   bool stopped_ = false;
@@ -175,6 +186,8 @@ Result<std::unique_ptr<Gateway>> Gateway::start(Settings settings) {
   if (Status status = impl->start(); !status.ok()) return status;
   return std::unique_ptr<Gateway>(new Gateway(std::move(impl)));
 }
+
+void Gateway::reload(Settings settings) { impl_->reload(std::move(settings)); }
 
 bool Gateway::stop() { return impl_->stop(); }
 

@@ -1,27 +1,10 @@
 #include "gateway/policy.h"
 
-#include <array>
-
 #include "gateway/policies/affinity_policy.h"
 #include "gateway/policies/load_policies.h"
 #include "gateway/policies/prefix_policy.h"
 
 namespace moonpool::gateway {
-
-namespace {
-
-constexpr std::array<std::string_view, 7> kNames{"round_robin",      "random",       "least_load", "power_of_two",
-                                                 "session_affinity", "prefix_aware", "pool_aware"};
-
-}  // namespace
-
-std::span<const std::string_view> policy_names() { return kNames; }
-
-std::string policy_names_text() {
-  std::string all;
-  for (std::size_t i = 0; i < kNames.size(); ++i) all.append(i == 0 ? "" : i + 1 == kNames.size() ? " or " : ", ").append(kNames[i]);
-  return all;
-}
 
 Result<std::unique_ptr<Policy>> make_policy(std::string_view name, const PolicyOptions& options) {
   using Made = std::unique_ptr<Policy>;

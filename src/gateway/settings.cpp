@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "gateway/config_file.h"
 #include "gateway/policy.h"
 
 namespace moonpool::gateway {
@@ -51,7 +52,8 @@ Result<std::vector<InstanceName>> parse_names(const std::vector<std::string>& te
 }
 
 void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
-  app.add_option("--model,-m", settings.model, "Name of the model that the instances serve")->required();
+  app.add_option("--model,-m", settings.model, "Name of the model that the instances serve");
+  app.add_option("--config", settings.config_file, "JSON file of groups, policies, time-outs and limits; read again when it changes");
   app.add_option("--prefill,-p", raw.prefill, "Prefill instances, host:port each")->delimiter(',');
   app.add_option("--decode,-d", raw.decode, "Decode instances, host:port each")->delimiter(',');
   app.add_option("--port", settings.port, "Port to listen on (0: any free one)")->capture_default_str();
@@ -95,25 +97,55 @@ void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
   add_timeouts(app, settings.timeouts);
 }
 
-}  // namespace
-
-Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) {
-  ParsedCommandLine parsed;
+struct Parsed {
   Settings settings;
   RawFlags raw;
+  std::string help;  // when it was asked for
+};
+
+// The command line over `base`.
+Result<Parsed> parse_over(Settings base, int argc, const char* const* argv) {
+  Parsed parsed{std::move(base), {}, {}};
   CLI::App app{
       "HTTP gateway in front of prefill and decode groups of vLLM instances.\n"
-      "Set ADMIN_API_KEY in the environment to allow POST /instances/add.",
+      "Set ADMIN_API_KEY in the environment to allow POST /instances/add, /instances/remove and /instances/role.",
       "moonpool gateway"};
-  declare_flags(app, settings, raw);
+  declare_flags(app, parsed.settings, parsed.raw);
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
     parsed.help = app.help();
-    return parsed;
   } catch (const CLI::ParseError& error) {
     return Status(ErrorCode::kConfig, std::string(error.what()) + ". Run moonpool gateway --help for all flags");
   }
+  return parsed;
+}
+
+void add_missing(std::vector<InstanceName>& names, const std::vector<InstanceName>& more) {
+  for (const auto& name : more) {
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
+}
+
+}  // namespace
+
+Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) {
+  ParsedCommandLine parsed;
+  auto first = parse_over(Settings(), argc, argv);
+  if (!first.ok()) return first.status();
+  if (!first->help.empty()) {
+    parsed.help = std::move(first->help);
+    return parsed;
+  }
+  if (!first->settings.config_file.empty()) {
+    auto from_file = read_config_file(first->settings.config_file, Settings());
+    if (!from_file.ok()) return from_file.status();
+    first = parse_over(std::move(from_file).value(), argc, argv);  // flags win
+    if (!first.ok()) return first.status();
+  }
+  Settings settings = std::move(first->settings);
+  const RawFlags& raw = first->raw;
+  if (settings.model.empty()) return Status(ErrorCode::kConfig, "--model is required (or \"model\" in the file of --config)");
   auto prefill = parse_names(raw.prefill, "--prefill");
   if (!prefill.ok()) return prefill.status();
   auto decode = parse_names(raw.decode, "--decode");
@@ -125,8 +157,8 @@ Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) 
       return Status(ErrorCode::kConfig, flag + name + ": " + policy.status().message());
     }
   }
-  settings.prefill = std::move(prefill).value();
-  settings.decode = std::move(decode).value();
+  add_missing(settings.prefill, *prefill);
+  add_missing(settings.decode, *decode);
   if (const char* key = std::getenv("ADMIN_API_KEY"); key != nullptr) settings.admin_api_key = key;
   parsed.settings = std::move(settings);
   return parsed;
