@@ -37,7 +37,8 @@ std::string_view name_of(AdminAction action) {
 }
 
 std::string_view hint_of(AdminAction action) {
-  if (action == AdminAction::kAdd) return R"(. Send {"type": "prefill" or "decode", "instance": "host:port"}, perhaps "slow_start_s": seconds)";
+  if (action == AdminAction::kAdd)
+    return R"(. Send {"type": "prefill" or "decode", "instance": "host:port"}, perhaps "slow_start_s": seconds)";
   if (action == AdminAction::kRemove) {
     return R"(. Send {"instance": "host:port"}, perhaps "type": "prefill" or "decode", "drain": false, "deadline_s": seconds)";
   }
@@ -101,8 +102,8 @@ Result<Command> parse_command(AdminAction action, std::string_view body) {
 std::optional<Reply> unauthorized(const GatewayState& state, const RequestParser& request) {
   const std::string& expected = state.settings.admin_api_key;
   if (expected.empty()) {
-    return refuse(403,
-                  "administration is disabled: start the gateway with ADMIN_API_KEY set in its environment, and send the same key in X-API-Key");
+    return refuse(
+        403, "administration is disabled: start the gateway with ADMIN_API_KEY set in its environment, and send the same key in X-API-Key");
   }
   const std::string_view given = request.headers.get("x-api-key");
   if (given.empty())
@@ -117,8 +118,7 @@ unsigned status_of(ErrorCode code) {
   return code == ErrorCode::kRpcTimeout ? 504 : 502;
 }
 
-Task<Reply> add(GatewayState& state, UpstreamPool& pool, const RequestParser& request, const Command& command,
-                Cancellation& cancellation) {
+Task<Reply> add(GatewayState& state, UpstreamPool& pool, const RequestParser& request, const Command& command, Cancellation& cancellation) {
   const std::string name = command.instance.to_string();
   Group& group = state.group_of(command.type);
   const auto already = [&] { return done(name + " is in " + group.role() + "_instances already."); };
@@ -223,8 +223,8 @@ Task<Reply> administer(AdminAction action, GatewayState& state, UpstreamPool& po
   const auto audit = [&](std::string_view who, const Command* command, const Reply& reply) {
     log::logger().log(reply.status < 300 ? spdlog::level::info : spdlog::level::warn,
                       "audit: from={} by={} action={} instance={} type={} result={} {}", peer, who, name_of(action),
-                      command == nullptr ? "-" : command->instance.to_string(), command == nullptr || command->type.empty() ? "-" : command->type,
-                      reply.status, reply.body);
+                      command == nullptr ? "-" : command->instance.to_string(),
+                      command == nullptr || command->type.empty() ? "-" : command->type, reply.status, reply.body);
   };
   if (auto refusal = unauthorized(state, request)) {
     audit("unauthorized", nullptr, *refusal);

@@ -133,7 +133,8 @@ TEST_F(AdminTest, CommandsThatCannotBeFollowedSayWhy) {
   EXPECT_EQ(command("remove", R"({"instance": "elsewhere:1"})").status, 404U);
   EXPECT_EQ(command("role", R"({"instance": "elsewhere:1", "type": "decode"})").status, 404U);
   EXPECT_EQ(command("remove", naming(*decode[0], R"(, "type": "prefill")")).status, 404U);
-  for (const char* more : {R"(, "type": "both")", R"(, "type": 1)", R"(, "drain": "no")", R"(, "deadline_s": -1)", R"(, "deadline_s": "1")"}) {
+  for (const char* more :
+       {R"(, "type": "both")", R"(, "type": 1)", R"(, "drain": "no")", R"(, "deadline_s": -1)", R"(, "deadline_s": "1")"}) {
     const auto refused = command("remove", naming(*decode[0], more));
     EXPECT_EQ(refused.status, 400U) << more;
     EXPECT_NE(message_of(refused).find("Send {"), std::string::npos) << refused.body;
@@ -203,8 +204,10 @@ TEST_F(AdminTest, ErrorsAreCountedByCause) {
   settings.timeouts.first_byte = std::chrono::milliseconds(100);
   settings.attempts = 1;
   start_gateway(0, 1, settings);
-  const std::vector<std::pair<Fault, const char*>> cases{
-      {Fault::kStatus, "server_error"}, {Fault::kCloseBeforeHead, "unreachable"}, {Fault::kGarbage, "protocol"}, {Fault::kStallBeforeHead, "timeout"}};
+  const std::vector<std::pair<Fault, const char*>> cases{{Fault::kStatus, "server_error"},
+                                                         {Fault::kCloseBeforeHead, "unreachable"},
+                                                         {Fault::kGarbage, "protocol"},
+                                                         {Fault::kStallBeforeHead, "timeout"}};
   for (const auto& [fault, cause] : cases) {
     Behaviour broken;
     broken.fault = fault;

@@ -83,7 +83,8 @@ class ConfigReader {
         nearest = field.name;
       }
     }
-    return Status(ErrorCode::kConfig, "no such field" + (nearest.empty() ? "" : ": is it " + std::string(nearest) + "?") + "; there are " + all);
+    return Status(ErrorCode::kConfig,
+                  "no such field" + (nearest.empty() ? "" : ": is it " + std::string(nearest) + "?") + "; there are " + all);
   }
 
   [[nodiscard]] Status wrong(std::string_view at, const std::string& path, const Status& status) const {
@@ -103,7 +104,8 @@ Take seconds(std::chrono::milliseconds& target, double lowest = 0.001) {
   return [&target, lowest](const json::value& value) {
     boost::system::error_code error;
     const double number = value.is_number() ? value.to_number<double>(error) : -1;
-    if (error || !(number >= lowest && number <= kSecondsAtMost)) return allowed("a number of seconds, " + std::string(lowest > 0 ? "from 0.001" : "from 0") + " to 10000000");
+    if (error || !(number >= lowest && number <= kSecondsAtMost))
+      return allowed("a number of seconds, " + std::string(lowest > 0 ? "from 0.001" : "from 0") + " to 10000000");
     target = std::chrono::milliseconds(static_cast<std::int64_t>(number * 1000));
     return Status();
   };
@@ -176,9 +178,11 @@ Take each(std::string what, std::function<Status(const json::object&)> add) {
 Status read_source(const json::object& object, const std::vector<Field>& fields, std::string_view what, std::string_view needed) {
   if (!object.contains(json::string_view(needed.data(), needed.size()))) return allowed(std::string(what));
   for (const auto& [key, member] : object) {
-    const auto field = std::find_if(fields.begin(), fields.end(), [&](const Field& one) { return one.name == std::string_view(key.data(), key.size()); });
+    const auto field =
+        std::find_if(fields.begin(), fields.end(), [&](const Field& one) { return one.name == std::string_view(key.data(), key.size()); });
     if (field == fields.end()) return allowed(std::string(what));
-    if (Status status = field->take(member); !status.ok()) return Status(ErrorCode::kConfig, std::string(field->name) + ": " + status.message());
+    if (Status status = field->take(member); !status.ok())
+      return Status(ErrorCode::kConfig, std::string(field->name) + ": " + status.message());
   }
   return Status();
 }
@@ -208,8 +212,8 @@ Take etcd(std::vector<EtcdSource>& target) {
     std::string prefix;
     std::chrono::milliseconds interval{2'000};
     MOONPOOL_RETURN_IF_ERROR(read_source(
-        object, {{"server", host_and_port(server)}, {"prefix", text(prefix, "the start of keys")}, {"interval_s", seconds(interval)}}, kEtcdShape,
-        "server"));
+        object, {{"server", host_and_port(server)}, {"prefix", text(prefix, "the start of keys")}, {"interval_s", seconds(interval)}},
+        kEtcdShape, "server"));
     if (prefix.empty()) return allowed(std::string(kEtcdShape));
     target.push_back({*server, prefix, interval});
     return Status();
@@ -235,10 +239,9 @@ Result<Settings> apply_config(std::string_view content, const std::string& name,
     };
   };
   const auto group = [&](const std::string& role, std::string& its_policy, std::vector<InstanceName>& names, Discovery& discovery) {
-    return section("groups." + role, {{"policy", policy(its_policy)},
-                                      {"instances", instances(names)},
-                                      {"dns", dns(discovery.dns)},
-                                      {"etcd", etcd(discovery.etcd)}});
+    return section(
+        "groups." + role,
+        {{"policy", policy(its_policy)}, {"instances", instances(names)}, {"dns", dns(discovery.dns)}, {"etcd", etcd(discovery.etcd)}});
   };
   Timeouts& times = settings.timeouts;
   Limits& limits = settings.limits;

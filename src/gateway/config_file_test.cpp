@@ -59,7 +59,8 @@ TEST(ConfigFileTest, AnErrorNamesLineAndFieldAndWhatIsAllowed) {
       {"{\"timeouts\":\n{\"connect_s\": \"1\"}}", {"line 2, timeouts.connect_s", "a number of seconds"}},
       {"{\"timeouts\": {\"connect_s\": 0}}", {"from 0.001"}},
       {"{\"groups\": {\"decode\":\n\n{\"policy\": \"best\"}}}", {"line 3, groups.decode.policy", "round_robin, random"}},
-      {"{\"groups\": {\"decode\": {\"instances\":\n [\"a:1\",\n\"nowhere\"]}}}", {"line 2, groups.decode.instances", "'nowhere'", "host:port"}},
+      {"{\"groups\": {\"decode\": {\"instances\":\n [\"a:1\",\n\"nowhere\"]}}}",
+       {"line 2, groups.decode.instances", "'nowhere'", "host:port"}},
       {"{\"groups\": {\"decode\": {\"instances\": \"a:1\"}}}", {"a list of"}},
       {"{\"groups\": {\"router\": {}}}", {"groups.router", "prefill, decode"}},
       {"{\"groups\": {\"decode\": {\"dns\": {\"name\": \"a\"}}}}", {"groups.decode.dns", "name"}},
@@ -103,7 +104,8 @@ TEST(EtcdInstancesTest, ReadsNamesFromValuesOrKeys) {
   EXPECT_EQ(found->names[1].to_string(), "n:2");
   EXPECT_EQ(found->unusable, 1U);
   EXPECT_TRUE(parse_etcd_instances(R"({"header":{}})", "/a/")->names.empty());
-  for (const char* body : {"", "[]", "{}", R"({"header":{},"kvs":5})", R"({"header":{},"kvs":[5]})", R"({"header":{},"kvs":[{"key":"?"}]})"}) {
+  for (const char* body :
+       {"", "[]", "{}", R"({"header":{},"kvs":5})", R"({"header":{},"kvs":[5]})", R"({"header":{},"kvs":[{"key":"?"}]})"}) {
     EXPECT_FALSE(parse_etcd_instances(body, "/a/").ok()) << body;
   }
 }

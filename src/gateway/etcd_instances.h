@@ -1,7 +1,7 @@
 // The instances that are registered below a prefix in etcd, by its v3 JSON gateway.
 //
-// Each key below the prefix is an instance: its value is "host:port", or else what follows the prefix in the key is. Bytes from outside: any
-// answer gives instances or an error (tests/fuzz/gateway_etcd_fuzz.cpp). Threads: pure functions.
+// Each key below the prefix is an instance: its value is "host:port", or else what follows the prefix in the key is. Bytes from outside:
+// any answer gives instances or an error (tests/fuzz/gateway_etcd_fuzz.cpp). Threads: pure functions.
 #pragma once
 
 #include <string>

@@ -117,9 +117,8 @@ class Gateway::Impl {
   }
 
   void reload(Settings settings) {
-    asio::post(workers_[0]->context(), [membership = membership_, settings = std::move(settings)]() mutable {
-      membership->apply(std::move(settings));
-    });
+    asio::post(workers_[0]->context(),
+               [membership = membership_, settings = std::move(settings)]() mutable { membership->apply(std::move(settings)); });
   }
 
   [[nodiscard]] const Endpoint& bound() const { return bound_; }
@@ -127,8 +126,8 @@ class Gateway::Impl {
  private:
   void announce() const {
     const Settings& settings = state_.settings;
-    log::info("serving {} on http://{} with {} threads, prefill policy {}, decode policy {}", settings.model, text_of(bound_), workers_.size(),
-              state_.prefill.policy_name(), state_.decode.policy_name());
+    log::info("serving {} on http://{} with {} threads, prefill policy {}, decode policy {}", settings.model, text_of(bound_),
+              workers_.size(), state_.prefill.policy_name(), state_.decode.policy_name());
     if (bound_.address().is_loopback()) log::info("only this machine can connect: --host 0.0.0.0 (or an address) listens for others");
     for (const Group* group : {&state_.prefill, &state_.decode}) {
       const auto list = group->snapshot();  // held: the group may replace its list meanwhile

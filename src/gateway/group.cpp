@@ -62,7 +62,8 @@ std::shared_ptr<Instance> Group::pick(const RequestFacts& request, std::span<con
     boost::container::small_vector<std::size_t, 32> positions;
     for (std::size_t i = 0; i < list->size(); ++i) {
       const auto& instance = (*list)[i];
-      if (instance->draining() || instance->healthy() != healthy || std::find(tried.begin(), tried.end(), instance) != tried.end()) continue;
+      if (instance->draining() || instance->healthy() != healthy || std::find(tried.begin(), tried.end(), instance) != tried.end())
+        continue;
       candidates.push_back(instance.get());
       positions.push_back(i);
     }

@@ -1,8 +1,8 @@
 // The instances of one role, and the choice among them.
 //
-// The list is replaced as a whole when an instance comes or goes, so a request reads it without waiting for an admin. Every instance that is
-// added joins the policy first and leaves it last.
-// Threads: any. Ownership: the gateway's shared state owns two of these for its whole life.
+// The list is replaced as a whole when an instance comes or goes, so a request reads it without waiting for an admin. Every instance that
+// is added joins the policy first and leaves it last. Threads: any. Ownership: the gateway's shared state owns two of these for its whole
+// life.
 #pragma once
 
 #include <memory>

@@ -101,7 +101,7 @@ class Instance {
   std::array<std::atomic<std::uint64_t>, kCauseNames.size()> errors_by_cause_{};
   std::atomic<std::uint64_t> consecutive_failures_{0};
   std::atomic<bool> heard_of_{false};  // it has answered or failed once
-  mutable std::mutex mutex_;  // guards the two below
+  mutable std::mutex mutex_;           // guards the two below
   std::string last_error_;
   std::chrono::steady_clock::time_point last_error_at_;
 };

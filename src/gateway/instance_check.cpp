@@ -34,8 +34,8 @@ Result<CheckedInstance> judge_models(const InstanceName& name, const std::string
 
 }  // namespace
 
-Task<Result<InstanceAnswer>> get_from_instance(UpstreamPool& pool, const InstanceName& name, std::string_view target, std::string_view fields,
-                                               Deadline deadline, Cancellation& cancellation) {
+Task<Result<InstanceAnswer>> get_from_instance(UpstreamPool& pool, const InstanceName& name, std::string_view target,
+                                               std::string_view fields, Deadline deadline, Cancellation& cancellation) {
   const UpstreamRequest request{upstream_request_head("GET", target, name.to_string(), fields, 0), {}};
   auto opened = co_await pool.open(name, request, {deadline.left(), deadline}, cancellation);
   if (!opened.ok()) co_return opened.status();

@@ -15,7 +15,9 @@ namespace {
 
 constexpr std::size_t kEtcdAnswerAtMost = std::size_t{4} << 20;
 
-bool holds(const std::vector<InstanceName>& names, const InstanceName& name) { return std::find(names.begin(), names.end(), name) != names.end(); }
+bool holds(const std::vector<InstanceName>& names, const InstanceName& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
 
 InstanceName name_of(const Endpoint& endpoint) {
   const std::string address = endpoint.address().to_string();
@@ -77,12 +79,14 @@ void Membership::start_sources(Watched& watched, const Discovery& discovery) {
   std::size_t which = 0;
   for (const DnsSource& source : discovery.dns) {
     asio::co_spawn(
-        executor_, [self = shared_from_this(), &watched, which, source] { return self->follow_dns(watched, which, source); }, asio::detached);
+        executor_, [self = shared_from_this(), &watched, which, source] { return self->follow_dns(watched, which, source); },
+        asio::detached);
     ++which;
   }
   for (const EtcdSource& source : discovery.etcd) {
     asio::co_spawn(
-        executor_, [self = shared_from_this(), &watched, which, source] { return self->follow_etcd(watched, which, source); }, asio::detached);
+        executor_, [self = shared_from_this(), &watched, which, source] { return self->follow_etcd(watched, which, source); },
+        asio::detached);
     ++which;
   }
 }

@@ -67,7 +67,8 @@ TEST_F(MembershipTest, AnAdministratorsInstancesAreNotTheFiles) {
 TEST_F(MembershipTest, FollowsTheAddressesOfAName) {
   UpstreamSimulator four;
   Settings settings = test_settings();
-  settings.decode_discovery.dns = {{InstanceName::parse("localhost:" + std::to_string(four.port())).value(), std::chrono::milliseconds(20)}};
+  settings.decode_discovery.dns = {
+      {InstanceName::parse("localhost:" + std::to_string(four.port())).value(), std::chrono::milliseconds(20)}};
   settings.prefill_discovery.dns = {{InstanceName::parse("no-such-host.invalid:1").value(), std::chrono::milliseconds(20)}};
   start(settings);
   EXPECT_TRUE(test::wait_until([&] { return has(four.name()); }, soon()));
@@ -114,10 +115,12 @@ TEST_F(MembershipTest, FollowsEtcdAndKeepsWhatItKnowsWhileEtcdIsAway) {
   list({one.name(), two.name()});
   EXPECT_TRUE(test::wait_until([&] { return has(two.name()); }, soon()));
   list({}, 500);
-  EXPECT_TRUE(test::wait_until([&] {
-    const std::lock_guard lock(mutex);
-    return !asked.empty();
-  }, soon()));
+  EXPECT_TRUE(test::wait_until(
+      [&] {
+        const std::lock_guard lock(mutex);
+        return !asked.empty();
+      },
+      soon()));
   EXPECT_TRUE(has(one.name()) && has(two.name()));
   list({two.name()});
   EXPECT_TRUE(test::wait_until([&] { return !has(one.name()); }, soon()));

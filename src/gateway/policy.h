@@ -5,8 +5,8 @@
 // no waiting, no I/O; a policy with a memory takes short locks of its own. Ties between equal instances are broken at random, never by
 // position. An instance that is slow-starting (Instance::weight() below 1) gets a share that small.
 // Threads: choose() is called from all of them at once, also while instances join and leave; joined() and left() come one at a time.
-// Ownership: a policy belongs to its group and outlives every call. Each has one line in policy.cpp and one in policy_names.cpp, and all pass
-// policies/policy_conformance_test.cpp.
+// Ownership: a policy belongs to its group and outlives every call. Each has one line in policy.cpp and one in policy_names.cpp, and all
+// pass policies/policy_conformance_test.cpp.
 #pragma once
 
 #include <memory>

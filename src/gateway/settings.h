@@ -70,7 +70,7 @@ struct Settings {
   Discovery decode_discovery;
   std::string config_file;  // empty: none
   std::string host = "127.0.0.1";
-  std::uint16_t port = 8000;  // 0: any free port
+  std::uint16_t port = 8000;               // 0: any free port
   std::string scheduling = "round_robin";  // the policy of a group that names none
   std::string prefill_policy;
   std::string decode_policy;
@@ -91,8 +91,8 @@ struct Settings {
   std::string admin_api_key;  // from ADMIN_API_KEY; empty: /instances/add is off. Never logged.
 };
 
-// Flags, the file that --config names (flags win, lists of instances add up), and ADMIN_API_KEY. Reads the file: called again, it gives what
-// the same command line means now. No value when the caller only asked for help, which `help` then holds.
+// Flags, the file that --config names (flags win, lists of instances add up), and ADMIN_API_KEY. Reads the file: called again, it gives
+// what the same command line means now. No value when the caller only asked for help, which `help` then holds.
 struct ParsedCommandLine {
   std::optional<Settings> settings;
   std::string help;

@@ -98,8 +98,8 @@ Reply status_as_json(const GatewayState& state) {
 // One row of the table for people.
 using Row = std::array<std::string, 11>;
 
-const Row kTitles{"role",     "instance",       "state",          "load share",   "in flight", "requests",
-                  "errors",   "first byte p50", "first byte p99", "answer p50",   "last error"};
+const Row kTitles{"role",   "instance",       "state",          "load share", "in flight", "requests",
+                  "errors", "first byte p50", "first byte p99", "answer p50", "last error"};
 
 Row row_of(const Instance& instance) {
   const auto ms = [](const LatencyHistogram& histogram, double share) {
@@ -130,10 +130,10 @@ std::vector<Row> table_of(const GatewayState& state) {
 
 std::string summary(const GatewayState& state) {
   const Counters& counters = state.counters;
-  return fmt::format("{}, up {:.0f} s. Policies: prefill {}, decode {}. Requests {}, answered {}, failed {}, cut {}, retries {}, clients {}.",
-                     state.settings.model, uptime_s(state), state.prefill.policy_name(), state.decode.policy_name(),
-                     counters.requests.load(), counters.answered.load(), counters.failed.load(), counters.cut.load(),
-                     counters.retries.load(), counters.client_connections.load());
+  return fmt::format(
+      "{}, up {:.0f} s. Policies: prefill {}, decode {}. Requests {}, answered {}, failed {}, cut {}, retries {}, clients {}.",
+      state.settings.model, uptime_s(state), state.prefill.policy_name(), state.decode.policy_name(), counters.requests.load(),
+      counters.answered.load(), counters.failed.load(), counters.cut.load(), counters.retries.load(), counters.client_connections.load());
 }
 
 Reply status_as_text(const GatewayState& state) {

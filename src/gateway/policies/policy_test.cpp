@@ -270,7 +270,8 @@ TEST(JsonMemberTest, WalksAnObjectWithoutParsingIt) {
   EXPECT_EQ(json_member(object, "user"), "\"me\"");
   EXPECT_EQ(json_member(object, "none"), "");
   EXPECT_EQ(prompt_text(R"({"stream":true,"messages":[{"role":"user"}]})"), R"([{"role":"user"}])");
-  for (const char* broken : {"", "{", "[]", "{\"a", "{\"a\"", "{\"a\":", "{\"a\":\"x", "{\"a\":[1", "{\"a\":}", "\"a\":1}", "{a:1}", "{,}"}) {
+  for (const char* broken :
+       {"", "{", "[]", "{\"a", "{\"a\"", "{\"a\":", "{\"a\":\"x", "{\"a\":[1", "{\"a\":}", "\"a\":1}", "{a:1}", "{,}"}) {
     EXPECT_EQ(json_member(broken, "a"), "") << broken;
   }
 }

@@ -1,8 +1,8 @@
 // Which prompt prefixes were sent somewhere: a radix index over blocks of 256 bytes, bounded in memory, the least recently used go first.
 //
-// A prompt becomes the chain of its whole blocks' hashes, each hash covering all bytes from the start of the prompt. So a node needs neither
-// the text nor a pointer to its parent: 28 bytes for 256 bytes of prompt, a match is a binary search of look-ups, and two prompts share
-// exactly the nodes of their common blocks. A prefix is always more recent than what continues it, so eviction takes leaves first.
+// A prompt becomes the chain of its whole blocks' hashes, each hash covering all bytes from the start of the prompt. So a node needs
+// neither the text nor a pointer to its parent: 28 bytes for 256 bytes of prompt, a match is a binary search of look-ups, and two prompts
+// share exactly the nodes of their common blocks. A prefix is always more recent than what continues it, so eviction takes leaves first.
 // Wins: no byte of a prompt is kept, memory is fixed. Gives up: matches are counted in whole blocks, and a collision of 64-bit hashes makes
 // one estimate wrong. Cost: match O(log blocks), insert O(blocks), no allocation once full.
 // Threads: its owner's lock. Ownership: values.

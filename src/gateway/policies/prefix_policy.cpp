@@ -10,7 +10,7 @@ namespace moonpool::gateway {
 
 namespace {
 
-constexpr double kRequestBytes = 256;      // what any request costs, however short or warm
+constexpr double kRequestBytes = 256;         // what any request costs, however short or warm
 constexpr std::size_t kPoolOfInstances = 16;  // the pool's index is as large as that of so many instances
 
 double bytes(std::size_t blocks) { return static_cast<double>(blocks * kPrefixBlockBytes); }

@@ -3,11 +3,11 @@
 // For each instance the time to its first token is estimated in bytes of prompt to compute: what is queued there (the uncached bytes of its
 // requests in flight) plus what this prompt needs there, which is its length without the longest prefix that the instance has been sent
 // before (prefix_index.h). The lowest wins. So a warm instance is preferred exactly as long as its queue is shorter than what the warmth
-// saves, and equal ones share by chance. pool_aware: where instances share a KV pool, each can load what any of them has computed, so a byte
-// that the pool knows costs `pool_transfer_cost` of a computed one instead of the whole.
-// The index is this gateway's own view: it does not see what instances evict, other gateways send, or which adapter a request names; wrong
-// estimates cost time, never correctness. Cost: O(prompt) to hash, then O(instances * log blocks); one short lock for each instance.
-// Threads: any. Ownership: an instance's memory lives from joined() to left(), or to the end of the choices that use it.
+// saves, and equal ones share by chance. pool_aware: where instances share a KV pool, each can load what any of them has computed, so a
+// byte that the pool knows costs `pool_transfer_cost` of a computed one instead of the whole. The index is this gateway's own view: it does
+// not see what instances evict, other gateways send, or which adapter a request names; wrong estimates cost time, never correctness. Cost:
+// O(prompt) to hash, then O(instances * log blocks); one short lock for each instance. Threads: any. Ownership: an instance's memory lives
+// from joined() to left(), or to the end of the choices that use it.
 #pragma once
 
 #include <array>
