@@ -1,12 +1,16 @@
 #include "gateway/admin.h"
 
-#include <boost/json/array.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/this_coro.hpp>
 #include <boost/json/object.hpp>
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
+#include <optional>
 
 #include "base/logging.h"
 #include "gateway/instance_check.h"
+#include "gateway/resolver.h"
 
 namespace moonpool::gateway {
 
@@ -14,76 +18,84 @@ namespace {
 
 namespace json = boost::json;
 
+constexpr std::chrono::milliseconds kLookEvery{10};  // whether a draining instance is idle
+constexpr double kLongestS = 1e6;
+
 json::string text(std::string_view value) { return json::string(value.data(), value.size()); }
 
 Reply refuse(unsigned status, std::string_view message) { return {status, openai_error(status, message)}; }
 
-json::object latency(const LatencyHistogram& histogram) {
-  return {{"count", histogram.count()},
-          {"mean_ms", histogram.mean_ms()},
-          {"p50_ms", histogram.percentile_ms(0.5)},
-          {"p90_ms", histogram.percentile_ms(0.9)},
-          {"p99_ms", histogram.percentile_ms(0.99)}};
+Reply done(std::string_view message, json::object more = {}) {
+  json::object body{{"message", text(message)}};
+  for (auto& [key, value] : more) body[key] = std::move(value);
+  return {200, json::serialize(body)};
 }
 
-json::object describe(const Instance& instance) {
-  const double error_age = instance.last_error_age_s();
-  return {{"instance", text(instance.name().to_string())},
-          {"state", instance.healthy() ? "healthy" : "unhealthy"},
-          {"circuit", text(instance.circuit())},
-          {"in_flight", instance.in_flight()},
-          {"requests", instance.requests()},
-          {"errors", instance.errors()},
-          {"consecutive_failures", instance.consecutive_failures()},
-          {"last_error", error_age < 0 ? json::value(nullptr) : json::value(text(instance.last_error()))},
-          {"last_error_age_s", error_age < 0 ? json::value(nullptr) : json::value(error_age)},
-          {"first_byte_latency", latency(instance.first_byte)},
-          {"latency", latency(instance.total)}};
+std::string_view name_of(AdminAction action) {
+  if (action == AdminAction::kAdd) return "add";
+  return action == AdminAction::kRemove ? "remove" : "role";
 }
 
-std::size_t healthy_in(const Group& group) {
-  std::size_t count = 0;
-  const auto list = group.snapshot();  // held: the group may replace its list meanwhile
-  for (const auto& instance : *list) count += instance->healthy() ? 1 : 0;
-  return count;
+std::string_view hint_of(AdminAction action) {
+  if (action == AdminAction::kAdd)
+    return R"(. Send {"type": "prefill" or "decode", "instance": "host:port"}, perhaps "slow_start_s": seconds)";
+  if (action == AdminAction::kRemove) {
+    return R"(. Send {"instance": "host:port"}, perhaps "type": "prefill" or "decode", "drain": false, "deadline_s": seconds)";
+  }
+  return R"(. Send {"instance": "host:port", "type": "prefill" or "decode"}: the role that it is to have)";
 }
 
-json::object describe(const Counters& counters) {
-  return {{"requests", counters.requests.load()},
-          {"answered", counters.answered.load()},
-          {"failed", counters.failed.load()},
-          {"cut", counters.cut.load()},
-          {"client_gone", counters.client_gone.load()},
-          {"bad_requests", counters.bad_requests.load()},
-          {"retries", counters.retries.load()},
-          {"retries_refused", counters.retries_refused.load()},
-          {"continued", counters.continued.load()},
-          {"prefill_given_up", counters.prefill_given_up.load()},
-          {"client_connections", counters.client_connections.load()}};
-}
-
-struct Addition {
-  std::string type;
+struct Command {
+  std::string type;  // empty when not given
   InstanceName instance;
+  bool drain = true;
+  std::optional<std::chrono::milliseconds> deadline;
+  std::optional<std::chrono::milliseconds> slow_start;
 };
 
-Result<Addition> parse_addition(std::string_view body) {
-  constexpr auto kHint = R"(. Send {"type": "prefill" or "decode", "instance": "host:port"})";
-  const auto wrong = [&](const std::string& what) { return Status(ErrorCode::kInvalidParams, what + kHint); };
+// The member `key` as seconds; an empty optional when it is absent.
+Result<std::optional<std::chrono::milliseconds>> seconds_of(const json::object& object, const char* key) {
+  const auto* value = object.if_contains(key);
+  if (value == nullptr) return std::optional<std::chrono::milliseconds>();
+  boost::system::error_code error;
+  const double seconds = value->is_number() ? value->to_number<double>(error) : -1;
+  if (error || !(seconds >= 0 && seconds <= kLongestS)) {
+    return Status(ErrorCode::kInvalidParams, "\"" + std::string(key) + "\" is no number of seconds from 0 to 1000000");
+  }
+  return std::optional(std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000)));
+}
+
+Result<Command> parse_command(AdminAction action, std::string_view body) {
+  const auto wrong = [](const std::string& what) { return Status(ErrorCode::kInvalidParams, what); };
   boost::system::error_code error;
   const json::value document = json::parse(json::string_view(body.data(), body.size()), error);
   if (error) return wrong("the body is not valid JSON: " + error.message());
   const auto* object = document.if_object();
   if (object == nullptr) return wrong("the body is not a JSON object");
   const auto* type = object->if_contains("type");
+  if (type == nullptr) type = object->if_contains("role");
   const auto* instance = object->if_contains("instance");
-  if (type == nullptr || !type->is_string()) return wrong("the field \"type\" is missing or no string");
+  const bool type_needed = action != AdminAction::kRemove;
+  if ((type == nullptr && type_needed) || (type != nullptr && !type->is_string())) {
+    return wrong("the field \"type\" is missing or no string");
+  }
   if (instance == nullptr || !instance->is_string()) return wrong("the field \"instance\" is missing or no string");
-  const std::string type_text(type->get_string().data(), type->get_string().size());
-  if (type_text != "prefill" && type_text != "decode") return wrong("\"type\" is neither prefill nor decode");
+  const std::string type_text = type == nullptr ? std::string() : std::string(type->get_string().data(), type->get_string().size());
+  if (type != nullptr && type_text != "prefill" && type_text != "decode") return wrong("\"type\" is neither prefill nor decode");
   auto name = InstanceName::parse(std::string_view(instance->get_string().data(), instance->get_string().size()));
   if (!name.ok()) return name.status();
-  return Addition{type_text, std::move(name).value()};
+  Command command{type_text, std::move(name).value(), true, {}, {}};
+  if (const auto* drain = object->if_contains("drain"); drain != nullptr) {
+    if (!drain->is_bool()) return wrong("\"drain\" is neither true nor false");
+    command.drain = drain->get_bool();
+  }
+  auto deadline = seconds_of(*object, "deadline_s");
+  if (!deadline.ok()) return deadline.status();
+  auto slow_start = seconds_of(*object, "slow_start_s");
+  if (!slow_start.ok()) return slow_start.status();
+  command.deadline = *deadline;
+  command.slow_start = *slow_start;
+  return command;
 }
 
 // Empty when the request may administer.
@@ -91,8 +103,7 @@ std::optional<Reply> unauthorized(const GatewayState& state, const RequestParser
   const std::string& expected = state.settings.admin_api_key;
   if (expected.empty()) {
     return refuse(
-        403,
-        "adding instances is disabled: start the gateway with ADMIN_API_KEY set in its environment, and send the same key in X-API-Key");
+        403, "administration is disabled: start the gateway with ADMIN_API_KEY set in its environment, and send the same key in X-API-Key");
   }
   const std::string_view given = request.headers.get("x-api-key");
   if (given.empty())
@@ -107,6 +118,85 @@ unsigned status_of(ErrorCode code) {
   return code == ErrorCode::kRpcTimeout ? 504 : 502;
 }
 
+Task<Reply> add(GatewayState& state, UpstreamPool& pool, const RequestParser& request, const Command& command, Cancellation& cancellation) {
+  const std::string name = command.instance.to_string();
+  Group& group = state.group_of(command.type);
+  const auto already = [&] { return done(name + " is in " + group.role() + "_instances already."); };
+  if (const auto present = group.find(command.instance); present != nullptr) {
+    if (!present->draining()) co_return already();
+    present->set_draining(false);
+    co_return done(name + " stays in " + group.role() + "_instances: its draining was called off.");
+  }
+  auto checked = co_await check_instance(pool, command.instance, state.settings.model, request.headers.get(http::field::authorization),
+                                         Deadline::after(state.settings.timeouts.check), cancellation);
+  if (!checked.ok() || !checked->verified) {
+    const std::string reason = checked.ok() ? checked->remark : checked.status().message();
+    co_return refuse(checked.ok() ? 502 : status_of(checked.code()), name + " was not added: " + reason);
+  }
+  const auto made = state.make_instance(command.instance, group, command.slow_start);
+  made->succeeded();  // the check was a success
+  if (!group.add(made)) co_return already();
+  co_return done("Added " + name + " to " + group.role() + "_instances.");
+}
+
+// The group that the command means, or why it cannot be told.
+Result<Group*> group_with(GatewayState& state, const Command& command) {
+  const std::string name = command.instance.to_string();
+  if (!command.type.empty()) {
+    Group& group = state.group_of(command.type);
+    if (group.contains(command.instance)) return &group;
+    return Status(ErrorCode::kObjectNotFound, name + " is no " + group.role() + " instance: see /instances");
+  }
+  const bool prefill = state.prefill.contains(command.instance);
+  const bool decode = state.decode.contains(command.instance);
+  if (prefill && decode) return Status(ErrorCode::kInvalidParams, name + " is in both groups: \"type\" has to say which is meant");
+  if (!prefill && !decode) return Status(ErrorCode::kObjectNotFound, name + " is in no group: see /instances");
+  return prefill ? &state.prefill : &state.decode;
+}
+
+Task<Reply> remove(GatewayState& state, const Command& command, Cancellation& cancellation) {
+  const auto found = group_with(state, command);
+  if (!found.ok()) co_return refuse(found.code() == ErrorCode::kObjectNotFound ? 404 : 400, found.status().message());
+  Group& group = **found;
+  const auto instance = group.find(command.instance);
+  if (instance == nullptr) co_return refuse(404, command.instance.to_string() + " has just left its group");
+  const std::string name = command.instance.to_string();
+  if (!command.drain) {
+    static_cast<void>(group.remove(instance));
+  } else {
+    instance->set_draining(true);
+    const auto deadline = Deadline::after(command.deadline.value_or(state.settings.timeouts.drain));
+    // On its own: it has to end also when this client does not wait for it.
+    asio::co_spawn(
+        co_await asio::this_coro::executor,
+        [&state, &group, instance, deadline] { return drain_and_remove(state, group, instance, deadline); }, asio::detached);
+    while (group.find(command.instance) == instance && instance->draining() && !cancellation.cancelled()) {
+      co_await pause(kLookEvery, cancellation);
+    }
+    if (!instance->draining()) co_return refuse(409, name + " was not removed: its draining was called off");
+  }
+  const auto left = instance->in_flight();
+  co_return done("Removed " + name + " from " + group.role() + "_instances.", {{"drained", left == 0}, {"still_running", left}});
+}
+
+Reply set_role(GatewayState& state, const Command& command) {
+  const std::string name = command.instance.to_string();
+  Group& to = state.group_of(command.type);
+  Group& from = command.type == "prefill" ? state.decode : state.prefill;
+  const auto instance = from.find(command.instance);
+  if (instance == nullptr) {
+    if (to.contains(command.instance)) return done(name + " is in " + to.role() + "_instances already.");
+    return refuse(404, name + " is in no group: see /instances");
+  }
+  // Into the new group first: there is no moment in which the instance serves neither.
+  const auto made = state.make_instance(command.instance, to, command.slow_start);
+  if (instance->healthy()) made->succeeded();
+  static_cast<void>(to.add(made));
+  static_cast<void>(from.remove(instance));
+  return done("Moved " + name + " from " + from.role() + "_instances to " + to.role() + "_instances.",
+              {{"still_running", instance->in_flight()}});
+}
+
 }  // namespace
 
 bool same_secret(std::string_view given, std::string_view expected) {
@@ -118,66 +208,44 @@ bool same_secret(std::string_view given, std::string_view expected) {
   return static_cast<volatile unsigned char&>(difference) == 0;
 }
 
-Reply health_reply(const GatewayState& state) {
-  const auto prefill = healthy_in(state.prefill);
-  const auto decode = healthy_in(state.decode);
-  const bool whole = decode > 0 && (prefill > 0 || state.prefill.empty());
-  return {200,
-          json::serialize(json::object{{"status", whole ? "ok" : "degraded"}, {"prefill_healthy", prefill}, {"decode_healthy", decode}})};
-}
-
-Reply ready_reply(const GatewayState& state) {
-  if (healthy_in(state.decode) == 0) return refuse(503, "no decode instance is healthy: see /status");
-  return {200, R"({"status":"ready"})"};
-}
-
-Reply status_reply(const GatewayState& state) {
-  json::object reply{{"model", text(state.settings.model)},
-                     {"scheduling", text(state.decode.policy_name())},
-                     {"uptime_s", std::chrono::duration<double>(std::chrono::steady_clock::now() - state.started).count()}};
-  json::array all;
-  for (const Group* group : {&state.prefill, &state.decode}) {
-    const auto list = group->snapshot();
-    json::array names;
-    for (const auto& instance : *list) {
-      names.push_back(text(instance->name().to_string()));
-      json::object one = describe(*instance);
-      one["type"] = text(group->role());
-      all.push_back(std::move(one));
-    }
-    reply[group->role() + "_node_count"] = list->size();
-    reply[group->role() + "_nodes"] = std::move(names);
+Task<void> drain_and_remove(GatewayState& state, Group& group, std::shared_ptr<Instance> instance, Deadline deadline) {
+  Timer timer(co_await asio::this_coro::executor);
+  while (instance->draining() && instance->in_flight() > 0 && !deadline.expired() && !state.stopping) {
+    timer.expires_after(kLookEvery);
+    co_await timer.async_wait(kAwait);
   }
-  reply["instances"] = std::move(all);
-  reply["counters"] = describe(state.counters);
-  return {200, json::serialize(reply)};
+  if (!instance->draining() || !group.remove(instance)) co_return;
+  log::info("{} instance {} has left with {} requests still running", group.role(), instance->name().to_string(), instance->in_flight());
 }
 
-Task<Reply> add_instance(GatewayState& state, UpstreamPool& pool, const RequestParser& request, std::string peer,
-                         Cancellation& cancellation) {
+Task<Reply> administer(AdminAction action, GatewayState& state, UpstreamPool& pool, const RequestParser& request, std::string peer,
+                       Cancellation& cancellation) {
+  const auto audit = [&](std::string_view who, const Command* command, const Reply& reply) {
+    log::logger().log(reply.status < 300 ? spdlog::level::info : spdlog::level::warn,
+                      "audit: from={} by={} action={} instance={} type={} result={} {}", peer, who, name_of(action),
+                      command == nullptr ? "-" : command->instance.to_string(),
+                      command == nullptr || command->type.empty() ? "-" : command->type, reply.status, reply.body);
+  };
   if (auto refusal = unauthorized(state, request)) {
-    log::warning("{} may not add an instance: HTTP {}", peer, refusal->status);
+    audit("unauthorized", nullptr, *refusal);
     co_return std::move(*refusal);
   }
-  auto addition = parse_addition(request.body);
-  if (!addition.ok()) co_return refuse(400, addition.status().message());
-  const std::string name = addition->instance.to_string();
-  Group& group = addition->type == "prefill" ? state.prefill : state.decode;
-  const auto already = [&] {
-    return json::serialize(json::object{{"message", text(name + " is in " + group.role() + "_instances already.")}});
-  };
-  if (group.contains(addition->instance)) co_return Reply{200, already()};
-
-  auto checked = co_await check_instance(pool, addition->instance, state.settings.model, request.headers.get(http::field::authorization),
-                                         Deadline::after(state.settings.timeouts.check), cancellation);
-  if (!checked.ok() || !checked->verified) {
-    const std::string reason = checked.ok() ? checked->remark : checked.status().message();
-    log::warning("{} wanted to add the {} instance {}, which was refused: {}", peer, group.role(), name, reason);
-    co_return refuse(checked.ok() ? 502 : status_of(checked.code()), name + " was not added: " + reason);
+  const auto command = parse_command(action, request.body);
+  Reply reply;
+  if (!command.ok()) {
+    reply = refuse(400, command.status().message() + std::string(hint_of(action)));
+    audit("admin", nullptr, reply);
+    co_return reply;
   }
-  if (!group.add(state.make_instance(addition->instance, group))) co_return Reply{200, already()};
-  log::info("{} added the {} instance {}", peer, group.role(), name);
-  co_return Reply{200, json::serialize(json::object{{"message", text("Added " + name + " to " + group.role() + "_instances.")}})};
+  if (action == AdminAction::kAdd) {
+    reply = co_await add(state, pool, request, *command, cancellation);
+  } else if (action == AdminAction::kRemove) {
+    reply = co_await remove(state, *command, cancellation);
+  } else {
+    reply = set_role(state, *command);
+  }
+  audit("admin", &*command, reply);
+  co_return reply;
 }
 
 }  // namespace moonpool::gateway

@@ -1,7 +1,8 @@
-// What the gateway answers by itself: its health, its status, and the adding of instances.
+// Administration of a running gateway: instances are added, removed (drained first) and given another role.
 //
-// Adding needs the key of ADMIN_API_KEY in X-API-Key, compared in constant time; every accepted or refused attempt is one log line, which
-// never has the key in it. Threads: any executor. Ownership: functions over the shared state.
+// Needs the key of ADMIN_API_KEY in X-API-Key, compared in constant time. Every attempt, refused ones included, writes one audit line to
+// the log: from where, what, on which instance, with which result; never a key. Threads: any executor. Ownership: functions over the shared
+// state; a drain goes on by itself when the client that asked for it is gone.
 #pragma once
 
 #include <string>
@@ -10,22 +11,20 @@
 #include "gateway/cancellation.h"
 #include "gateway/gateway_state.h"
 #include "gateway/http_message.h"
+#include "gateway/status.h"
 #include "gateway/upstream.h"
 
 namespace moonpool::gateway {
 
-struct Reply {
-  unsigned status = 200;
-  std::string body;  // JSON
-};
+enum class AdminAction { kAdd, kRemove, kSetRole };
 
-// The process is alive: always 200, with what it can do now.
-[[nodiscard]] Reply health_reply(const GatewayState& state);
-// 200 when a decode instance is healthy, else 503.
-[[nodiscard]] Reply ready_reply(const GatewayState& state);
-[[nodiscard]] Reply status_reply(const GatewayState& state);
-[[nodiscard]] Task<Reply> add_instance(GatewayState& state, UpstreamPool& pool, const RequestParser& request, std::string peer,
-                                       Cancellation& cancellation);
+// `peer` is who asks, for the audit line. kRemove answers when the instance has left its group.
+[[nodiscard]] Task<Reply> administer(AdminAction action, GatewayState& state, UpstreamPool& pool, const RequestParser& request,
+                                     std::string peer, Cancellation& cancellation);
+
+// Gives the instance nothing new and takes it out of its group when it is idle, at the latest at the deadline; unless the draining is
+// called off meanwhile (Instance::set_draining). Requests that still run then go on. Used by the administration and by discovery.
+[[nodiscard]] Task<void> drain_and_remove(GatewayState& state, Group& group, std::shared_ptr<Instance> instance, Deadline deadline);
 
 // Takes the same time wherever the first difference is.
 [[nodiscard]] bool same_secret(std::string_view given, std::string_view expected);

@@ -14,6 +14,7 @@
 #include "gateway/gateway_state.h"
 #include "gateway/health_monitor.h"
 #include "gateway/http_message.h"
+#include "gateway/membership.h"
 #include "gateway/worker.h"
 
 namespace moonpool::gateway {
@@ -68,7 +69,7 @@ std::string text_of(const Endpoint& endpoint) {
 
 class Gateway::Impl {
  public:
-  Impl(Settings settings, std::unique_ptr<Policy> prefill, std::unique_ptr<Policy> decode)
+  Impl(Settings settings, std::shared_ptr<Policy> prefill, std::shared_ptr<Policy> decode)
       : state_(std::move(settings), std::move(prefill), std::move(decode)) {}
 
   Status start() {
@@ -81,11 +82,13 @@ class Gateway::Impl {
     MOONPOOL_RETURN_IF_ERROR(listen_on(*acceptor_, *endpoint, text_of(*endpoint)));
     boost::system::error_code ignored;
     bound_ = acceptor_->local_endpoint(ignored);
-    for (const auto& name : settings.prefill) state_.prefill.add(state_.make_instance(name, state_.prefill));
-    for (const auto& name : settings.decode) state_.decode.add(state_.make_instance(name, state_.decode));
+    for (const auto& name : settings.prefill) state_.prefill.add(state_.make_first_instance(name, state_.prefill));
+    for (const auto& name : settings.decode) state_.decode.add(state_.make_first_instance(name, state_.decode));
     announce();
     monitor_ = std::make_shared<HealthMonitor>(workers_[0]->context().get_executor(), state_, resolver_);
     monitor_->start();
+    membership_ = std::make_shared<Membership>(workers_[0]->context().get_executor(), state_, resolver_);
+    membership_->start();
     asio::co_spawn(workers_[0]->context().get_executor(), accept(), asio::detached);
     for (auto& worker : workers_) worker->run();
     return Status();
@@ -99,6 +102,7 @@ class Gateway::Impl {
       boost::system::error_code ignored;
       acceptor_->close(ignored);
       monitor_->stop();
+      membership_->stop();
     });
     const Deadline deadline = Deadline::after(state_.settings.timeouts.drain);
     auto& open = state_.counters.client_connections;
@@ -112,13 +116,18 @@ class Gateway::Impl {
     return drained_;
   }
 
+  void reload(Settings settings) {
+    asio::post(workers_[0]->context(),
+               [membership = membership_, settings = std::move(settings)]() mutable { membership->apply(std::move(settings)); });
+  }
+
   [[nodiscard]] const Endpoint& bound() const { return bound_; }
 
  private:
   void announce() const {
     const Settings& settings = state_.settings;
-    log::info("serving {} on http://{} with {} threads, scheduling {}", settings.model, text_of(bound_), workers_.size(),
-              state_.decode.policy_name());
+    log::info("serving {} on http://{} with {} threads, prefill policy {}, decode policy {}", settings.model, text_of(bound_),
+              workers_.size(), state_.prefill.policy_name(), state_.decode.policy_name());
     if (bound_.address().is_loopback()) log::info("only this machine can connect: --host 0.0.0.0 (or an address) listens for others");
     for (const Group* group : {&state_.prefill, &state_.decode}) {
       const auto list = group->snapshot();  // held: the group may replace its list meanwhile
@@ -156,6 +165,7 @@ class Gateway::Impl {
   std::vector<std::unique_ptr<Worker>> workers_;
   Resolver resolver_;  // after the workers: its look-ups post to their executors
   std::shared_ptr<HealthMonitor> monitor_;
+  std::shared_ptr<Membership> membership_;
   std::optional<Acceptor> acceptor_;
   Endpoint bound_;
   bool stopped_ = false;
@@ -167,13 +177,16 @@ Gateway::Gateway(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Gateway::~Gateway() { stop(); }
 
 Result<std::unique_ptr<Gateway>> Gateway::start(Settings settings) {
-  auto prefill = make_policy(settings.scheduling);
-  auto decode = make_policy(settings.scheduling);
+  auto prefill = make_policy(settings.policy_of("prefill"), settings.policy_options);
   if (!prefill.ok()) return prefill.status();
+  auto decode = make_policy(settings.policy_of("decode"), settings.policy_options);
+  if (!decode.ok()) return decode.status();
   auto impl = std::make_unique<Impl>(std::move(settings), std::move(prefill).value(), std::move(decode).value());
   if (Status status = impl->start(); !status.ok()) return status;
   return std::unique_ptr<Gateway>(new Gateway(std::move(impl)));
 }
+
+void Gateway::reload(Settings settings) { impl_->reload(std::move(settings)); }
 
 bool Gateway::stop() { return impl_->stop(); }
 

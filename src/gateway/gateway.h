@@ -24,6 +24,9 @@ class Gateway {
 
   [[nodiscard]] std::uint16_t port() const;
   [[nodiscard]] std::string address() const;  // "127.0.0.1:8000"
+  // Goes over to new instances, sources, policies and slow start while requests run; the rest waits for a restart (membership.h). Returns
+  // at once.
+  void reload(Settings settings);
   // True when all running requests ended by themselves within the drain time.
   bool stop();
 

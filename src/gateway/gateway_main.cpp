@@ -1,6 +1,10 @@
 #include "gateway/gateway_main.h"
 
+#include <sys/stat.h>
+
+#include <boost/asio/io_context.hpp>
 #include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -15,18 +19,94 @@ namespace moonpool::gateway {
 
 namespace {
 
-int serve(Settings settings) {
+// Reads the configuration again when its file changes or SIGHUP comes. A file that cannot be used changes nothing.
+class ConfigWatcher {
+ public:
+  ConfigWatcher(boost::asio::io_context& context, int argc, char** argv, std::string file)
+      : argc_(argc), argv_(argv), file_(std::move(file)), hangup_(context, SIGHUP), timer_(context), seen_(look()) {}
+
+  void start(Gateway& gateway) {
+    gateway_ = &gateway;
+    wait_for_hangup();
+    if (!file_.empty()) wait_for_change();
+  }
+  void stop() {
+    hangup_.cancel();
+    timer_.cancel();
+  }
+
+ private:
+  // What tells one state of the file from the next: editors replace it, others write into it.
+  struct Look {
+    bool there = false;
+    dev_t device = 0;
+    ino_t inode = 0;
+    off_t size = 0;
+    std::int64_t modified_ns = 0;
+    friend bool operator==(const Look&, const Look&) = default;
+  };
+
+  [[nodiscard]] Look look() const {
+    struct ::stat now {};
+    if (file_.empty() || ::stat(file_.c_str(), &now) != 0) return {};
+    return {true, now.st_dev, now.st_ino, now.st_size, std::int64_t{now.st_mtim.tv_sec} * 1'000'000'000 + now.st_mtim.tv_nsec};
+  }
+
+  void wait_for_hangup() {
+    hangup_.async_wait([this](const boost::system::error_code& error, int) {
+      if (error) return;
+      log::info("SIGHUP: reading the configuration again");
+      reload();
+      wait_for_hangup();
+    });
+  }
+
+  void wait_for_change() {
+    timer_.expires_after(std::chrono::milliseconds(500));
+    timer_.async_wait([this](const boost::system::error_code& error) {
+      if (error) return;
+      if (const Look now = look(); now.there && !(now == seen_)) {
+        log::info("{} has changed: reading it again", file_);
+        reload();
+      }
+      wait_for_change();
+    });
+  }
+
+  void reload() {
+    seen_ = look();
+    auto parsed = parse_command_line(argc_, argv_);
+    if (!parsed.ok() || !parsed->settings) {
+      log::error("the configuration stays as it was: {}", parsed.ok() ? "" : parsed.status().message());
+      return;
+    }
+    gateway_->reload(std::move(*parsed->settings));
+    log::info("the configuration was read again");
+  }
+
+  const int argc_;
+  char** const argv_;
+  const std::string file_;
+  boost::asio::signal_set hangup_;
+  boost::asio::steady_timer timer_;
+  Look seen_;
+  Gateway* gateway_ = nullptr;
+};
+
+int serve(Settings settings, int argc, char** argv) {
   log::configure("gateway", settings.log_level);
   // Before any thread exists, so that a signal during the start is not lost.
   boost::asio::io_context context;
   boost::asio::signal_set signals(context, SIGTERM, SIGINT);
   std::signal(SIGPIPE, SIG_IGN);
+  ConfigWatcher watcher(context, argc, argv, settings.config_file);
 
   auto gateway = Gateway::start(std::move(settings));
   if (!gateway.ok()) {
     log::error("{}", gateway.status().message());
     return 1;
   }
+  watcher.start(**gateway);
   std::thread stopper;
   signals.async_wait([&](const boost::system::error_code& error, int number) {
     if (error) return;
@@ -34,6 +114,7 @@ int serve(Settings settings) {
     signals.async_wait([](const boost::system::error_code& again, int) {
       if (!again) std::_Exit(1);
     });
+    watcher.stop();
     stopper = std::thread([&] {
       (*gateway)->stop();
       context.stop();
@@ -58,7 +139,7 @@ int run_gateway(int argc, char** argv) {
       std::fputs(parsed->help.c_str(), stdout);
       return 0;
     }
-    return serve(std::move(*parsed->settings));
+    return serve(std::move(*parsed->settings), argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "moonpool gateway: unexpected error: %s\n", error.what());
     return 1;

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "gateway/group.h"
 #include "gateway/retry.h"
@@ -29,12 +30,19 @@ struct Counters {
 };
 
 struct GatewayState {
-  GatewayState(Settings the_settings, std::unique_ptr<Policy> prefill_policy, std::unique_ptr<Policy> decode_policy)
+  GatewayState(Settings the_settings, std::shared_ptr<Policy> prefill_policy, std::shared_ptr<Policy> decode_policy)
       : settings(std::move(the_settings)), prefill("prefill", std::move(prefill_policy)), decode("decode", std::move(decode_policy)) {}
 
-  [[nodiscard]] std::shared_ptr<Instance> make_instance(const InstanceName& name, const Group& group) const {
+  // Those that are there from the start need no slow start: all would have the same.
+  [[nodiscard]] std::shared_ptr<Instance> make_first_instance(const InstanceName& name, const Group& group) const {
     return std::make_shared<Instance>(name, group.role(), settings.health.circuit);
   }
+  [[nodiscard]] std::shared_ptr<Instance> make_instance(const InstanceName& name, const Group& group,
+                                                        std::optional<std::chrono::milliseconds> slow_start = std::nullopt) const {
+    return std::make_shared<Instance>(name, group.role(), settings.health.circuit,
+                                      slow_start.value_or(settings.health.slow_start));
+  }
+  [[nodiscard]] Group& group_of(std::string_view role) { return role == "prefill" ? prefill : decode; }
 
   const Settings settings;
   Group prefill;

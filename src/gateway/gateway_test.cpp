@@ -312,6 +312,10 @@ TEST(GatewayProcessTest, ServesStopsAtSigtermAndNeverLogsAKey) {
   EXPECT_NE(log.find("prefill instance " + upstream.name()), std::string::npos) << log;
   EXPECT_NE(log.find("POST /v1/completions 200"), std::string::npos) << log;
   EXPECT_NE(log.find("prefill_ms="), std::string::npos) << log;
+  const std::string audited = "action=add instance=" + upstream.name() + " type=decode result=200";
+  EXPECT_NE(log.find("audit: from=127.0.0.1"), std::string::npos) << log;
+  EXPECT_NE(log.find(audited), std::string::npos) << log;
+  EXPECT_NE(log.find("by=unauthorized action=add instance=- type=- result=403"), std::string::npos) << log;
   EXPECT_EQ(log.find("secret"), std::string::npos) << log;
   for (const auto& seen : upstream.all()) EXPECT_FALSE(seen.fields.contains("x-api-key"));
 }

@@ -39,6 +39,8 @@ Task<void> HealthMonitor::run() {
   while (!stopped_) {
     look_after(state_.prefill);
     look_after(state_.decode);
+    // Those that have left their group and work on nothing any more.
+    std::erase_if(watched_, [](const auto& entry) { return entry.first.use_count() == 1 && !entry.second.running; });
     timer_.expires_after(kTick);
     co_await timer_.async_wait(kAwait);
   }

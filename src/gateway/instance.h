@@ -1,14 +1,19 @@
 // One instance of a group: its name, and what the gateway knows of its health, load and speed.
 //
 // Health is its circuit's (circuit_breaker.h): what requests and active checks saw of it, its own failures only (no connection, 5xx,
-// deadline, an answer cut short), never a client's 4xx or departure. An unhealthy one is passed over while others are healthy. Threads:
-// any; counters are relaxed atomics, the texts are behind a lock that no request takes unless it fails. Ownership: shared; a request keeps
-// its instance alive, even when it leaves the group meanwhile.
+// deadline, an answer cut short), never a client's 4xx or departure. An unhealthy one is passed over while others are healthy.
+// Slow start: an instance that joins a running gateway gets a share of requests that grows to a full one (weight(), which the policies
+// respect), so that its first requests find compiled kernels and warm caches growing, not a full load.
+// Draining: it finishes what it has and is given nothing new, until it leaves the group or the draining is called off.
+// Threads: any; counters are relaxed atomics, the texts are behind a lock that no request takes unless it fails.
+// Ownership: shared; a request keeps its instance alive, even when it leaves the group meanwhile.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -23,8 +28,12 @@ namespace moonpool::gateway {
 
 class Instance {
  public:
-  Instance(InstanceName name, std::string role, CircuitSettings circuit)
-      : name_(std::move(name)), role_(std::move(role)), circuit_(circuit) {}
+  Instance(InstanceName name, std::string role, CircuitSettings circuit, std::chrono::nanoseconds slow_start = {})
+      : name_(std::move(name)),
+        role_(std::move(role)),
+        name_hash_(std::hash<std::string>{}(name_.to_string())),
+        slow_start_(slow_start),
+        circuit_(circuit) {}
 
   [[nodiscard]] const InstanceName& name() const { return name_; }
   [[nodiscard]] const std::string& role() const { return role_; }  // "prefill" or "decode"
@@ -32,8 +41,21 @@ class Instance {
   [[nodiscard]] std::string_view circuit() const { return circuit_.name(); }
   [[nodiscard]] std::uint64_t in_flight() const { return in_flight_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t requests() const { return requests_.load(std::memory_order_relaxed); }
+  // Its own failures by cause.
+  enum class Cause { kUnreachable, kServerError, kTimeout, kProtocol, kOther };
+  static constexpr std::array<std::string_view, 5> kCauseNames{"unreachable", "server_error", "timeout", "protocol", "other"};
+  [[nodiscard]] std::uint64_t errors_by(Cause cause) const {
+    return errors_by_cause_[static_cast<std::size_t>(cause)].load(std::memory_order_relaxed);
+  }
   [[nodiscard]] std::uint64_t errors() const { return errors_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t consecutive_failures() const { return circuit_.failures(); }
+  [[nodiscard]] std::uint64_t name_hash() const { return name_hash_; }
+  // The share of a full load that it should get now: from 0.1 up to 1 within its slow start, 1 afterwards.
+  [[nodiscard]] double weight() const;
+  [[nodiscard]] bool draining() const { return draining_.load(std::memory_order_relaxed); }
+  // "draining", "unhealthy", "starting" (nothing was heard of it yet), "slow-start" or "healthy".
+  [[nodiscard]] std::string_view state() const;
+  void set_draining(bool draining) { draining_.store(draining, std::memory_order_relaxed); }
   [[nodiscard]] std::string last_error() const;
   // Seconds since the last failure, negative when there was none.
   [[nodiscard]] double last_error_age_s() const;
@@ -74,11 +96,18 @@ class Instance {
 
   const InstanceName name_;
   const std::string role_;
+  const std::uint64_t name_hash_;  // the same in every gateway of one build
+  const std::chrono::nanoseconds slow_start_;
+  const std::chrono::steady_clock::time_point created_ = std::chrono::steady_clock::now();
   CircuitBreaker circuit_;
+  mutable std::atomic<bool> slow_{slow_start_.count() > 0};
+  std::atomic<bool> draining_{false};
   std::atomic<std::uint64_t> in_flight_{0};
   std::atomic<std::uint64_t> requests_{0};
   std::atomic<std::uint64_t> errors_{0};
-  mutable std::mutex mutex_;  // guards the two below
+  std::array<std::atomic<std::uint64_t>, kCauseNames.size()> errors_by_cause_{};
+  std::atomic<bool> heard_of_{false};  // it has answered or failed once
+  mutable std::mutex mutex_;           // guards the two below
   std::string last_error_;
   std::chrono::steady_clock::time_point last_error_at_;
 };

@@ -9,27 +9,9 @@ namespace {
 
 constexpr std::size_t kAnswerAtMost = std::size_t{4} << 20;
 
-struct Answer {
-  unsigned status = 0;
-  std::string body;
-};
-
-Task<Result<Answer>> get(UpstreamPool& pool, const InstanceName& name, std::string_view target, std::string_view fields, Deadline deadline,
-                         Cancellation& cancellation) {
-  const UpstreamRequest request{upstream_request_head("GET", target, name.to_string(), fields, 0), {}};
-  auto opened = co_await pool.open(name, request, {deadline.left(), deadline}, cancellation);
-  if (!opened.ok()) co_return opened.status();
-  auto exchange = std::move(opened).value();
-  const Status status = co_await read_whole(*exchange, kAnswerAtMost, deadline.left(), deadline, cancellation);
-  if (!status.ok()) co_return status;
-  Answer answer{exchange->answer.status, std::move(exchange->answer.body)};
-  pool.release(std::move(exchange));
-  co_return answer;
-}
-
 bool is_server_failure(unsigned status) { return status >= 500 && status != 501; }
 
-Result<CheckedInstance> judge_models(const InstanceName& name, const std::string& model, const Answer& answer) {
+Result<CheckedInstance> judge_models(const InstanceName& name, const std::string& model, const InstanceAnswer& answer) {
   if (answer.status != 200) {
     return CheckedInstance{false, name.to_string() + " answered HTTP " + std::to_string(answer.status) + " to GET /v1/models"};
   }
@@ -52,15 +34,28 @@ Result<CheckedInstance> judge_models(const InstanceName& name, const std::string
 
 }  // namespace
 
+Task<Result<InstanceAnswer>> get_from_instance(UpstreamPool& pool, const InstanceName& name, std::string_view target,
+                                               std::string_view fields, Deadline deadline, Cancellation& cancellation) {
+  const UpstreamRequest request{upstream_request_head("GET", target, name.to_string(), fields, 0), {}};
+  auto opened = co_await pool.open(name, request, {deadline.left(), deadline}, cancellation);
+  if (!opened.ok()) co_return opened.status();
+  auto exchange = std::move(opened).value();
+  const Status status = co_await read_whole(*exchange, kAnswerAtMost, deadline.left(), deadline, cancellation);
+  if (!status.ok()) co_return status;
+  InstanceAnswer answer{exchange->answer.status, std::move(exchange->answer.body)};
+  pool.release(std::move(exchange));
+  co_return answer;
+}
+
 Task<Result<CheckedInstance>> check_instance(UpstreamPool& pool, const InstanceName& name, const std::string& model,
                                              std::string_view authorization, Deadline deadline, Cancellation& cancellation) {
   const std::string fields = authorization.empty() ? std::string() : "Authorization: " + std::string(authorization) + "\r\n";
-  auto health = co_await get(pool, name, "/health", fields, deadline, cancellation);
+  auto health = co_await get_from_instance(pool, name, "/health", fields, deadline, cancellation);
   if (!health.ok()) co_return health.status();
   if (is_server_failure(health->status)) {
     co_return Status(ErrorCode::kUnavailable, name.to_string() + " answered HTTP " + std::to_string(health->status) + " to GET /health");
   }
-  auto models = co_await get(pool, name, "/v1/models", fields, deadline, cancellation);
+  auto models = co_await get_from_instance(pool, name, "/v1/models", fields, deadline, cancellation);
   if (!models.ok()) co_return models.status();
   if (is_server_failure(models->status)) {
     co_return Status(ErrorCode::kUnavailable, name.to_string() + " answered HTTP " + std::to_string(models->status) + " to GET /v1/models");

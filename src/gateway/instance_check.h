@@ -11,6 +11,14 @@
 
 namespace moonpool::gateway {
 
+struct InstanceAnswer {
+  unsigned status = 0;
+  std::string body;
+};
+// One GET, its answer whole (4 MiB at most). `fields` are whole lines.
+[[nodiscard]] Task<Result<InstanceAnswer>> get_from_instance(UpstreamPool& pool, const InstanceName& name, std::string_view target,
+                                                             std::string_view fields, Deadline deadline, Cancellation& cancellation);
+
 struct CheckedInstance {
   bool verified = false;  // it lists the model
   std::string remark;     // why not verified

@@ -56,6 +56,17 @@ TEST(SseStreamTest, PassesWholeLinesAndSeesTheEnd) {
   EXPECT_TRUE(events.done());
 }
 
+TEST(SseStreamTest, KnowsTheLastEventOfAResponse) {
+  SseStream events;
+  EXPECT_NE(events.feed("event: response.output_text.delta\ndata: {}\n\n"), "");
+  EXPECT_NE(events.feed("event: response.completed\n"), "");
+  EXPECT_FALSE(events.done());  // its data is what makes it whole
+  EXPECT_EQ(events.feed("data: {\"type\":\"resp"), "");
+  EXPECT_FALSE(events.done());
+  EXPECT_NE(events.feed("onse.completed\"}\n\n"), "");
+  EXPECT_TRUE(events.done());
+}
+
 TEST(SseStreamTest, IsNotFooledByDoneWithinText) {
   SseStream events;
   EXPECT_EQ(events.feed("data: {\"text\":\"data: [DONE]\"}\n\n: data: [DONE]\n"), "data: {\"text\":\"data: [DONE]\"}\n\n: data: [DONE]\n");

@@ -1,28 +1,21 @@
 #include "gateway/policy.h"
 
-#include <atomic>
-#include <string>
+#include "gateway/policies/affinity_policy.h"
+#include "gateway/policies/load_policies.h"
+#include "gateway/policies/prefix_policy.h"
 
 namespace moonpool::gateway {
 
-namespace {
-
-class RoundRobin final : public Policy {
- public:
-  std::size_t choose(std::span<Instance* const> candidates, const RequestFacts&) override {
-    return next_.fetch_add(1, std::memory_order_relaxed) % candidates.size();
-  }
-  std::string_view name() const override { return "round_robin"; }
-
- private:
-  std::atomic<std::size_t> next_{0};
-};
-
-}  // namespace
-
-Result<std::unique_ptr<Policy>> make_policy(std::string_view name) {
-  if (name == "round_robin") return std::unique_ptr<Policy>(std::make_unique<RoundRobin>());
-  return Status(ErrorCode::kConfig, "--scheduling " + std::string(name) + " is not known: use round_robin");
+Result<std::unique_ptr<Policy>> make_policy(std::string_view name, const PolicyOptions& options) {
+  using Made = std::unique_ptr<Policy>;
+  if (name == "round_robin") return Made(std::make_unique<RoundRobinPolicy>());
+  if (name == "random") return Made(std::make_unique<RandomPolicy>());
+  if (name == "least_load") return Made(std::make_unique<LeastLoadPolicy>());
+  if (name == "power_of_two") return Made(std::make_unique<PowerOfTwoPolicy>());
+  if (name == "session_affinity") return Made(std::make_unique<AffinityPolicy>(options.affinity_header));
+  if (name == "prefix_aware") return Made(std::make_unique<PrefixPolicy>(options.prefix_index_bytes, std::nullopt));
+  if (name == "pool_aware") return Made(std::make_unique<PrefixPolicy>(options.prefix_index_bytes, options.pool_transfer_cost));
+  return Status(ErrorCode::kConfig, "the policy " + std::string(name) + " is not known: use " + policy_names_text());
 }
 
 }  // namespace moonpool::gateway

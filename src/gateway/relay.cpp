@@ -19,7 +19,7 @@ std::chrono::nanoseconds since(RequestRecord::Time time) { return RequestRecord:
 bool is_json(const ResponseParser& answer) { return answer.headers.get(http::field::content_type).starts_with("application/json"); }
 
 Status status_failure(const Instance& instance, unsigned status) {
-  return Status(ErrorCode::kUnavailable, instance.name().to_string() + " answered HTTP " + std::to_string(status));
+  return Status(ErrorCode::kRpcFail, instance.name().to_string() + " answered HTTP " + std::to_string(status));
 }
 
 }  // namespace

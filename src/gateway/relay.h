@@ -75,7 +75,7 @@ class Relay {
   [[nodiscard]] Task<Result<std::unique_ptr<Exchange>>> open(Instance& instance, std::string_view body, Patience patience);
 
   Turn instance_failed(Instance& instance, Status reason, std::unique_ptr<Exchange> answer = nullptr);
-  [[nodiscard]] RequestFacts facts() const { return {request_.path(), request_.body}; }
+  [[nodiscard]] RequestFacts facts() const { return {request_.path(), request_.body, &request_.headers}; }
   [[nodiscard]] Patience between_bytes() const { return {state_.settings.timeouts.between_bytes, "--between-bytes-timeout"}; }
   [[nodiscard]] bool finish(Turn turn);
 

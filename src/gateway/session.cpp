@@ -5,14 +5,16 @@
 #include "base/ids.h"
 #include "base/logging.h"
 #include "gateway/admin.h"
+#include "gateway/models.h"
 #include "gateway/relay.h"
 #include "gateway/request_record.h"
+#include "gateway/status.h"
 
 namespace moonpool::gateway {
 
 namespace {
 
-enum class Route { kCompletion, kModels, kHealth, kReady, kStatus, kAddInstance };
+enum class Route { kCompletion, kPassOn, kModels, kHealth, kReady, kStatus, kInstances, kAdd, kRemove, kSetRole };
 
 struct RouteEntry {
   std::string_view path;
@@ -24,10 +26,23 @@ constexpr RouteEntry kRoutes[] = {
     {"/v1/completions", http::verb::post, Route::kCompletion},
     {"/v1/chat/completions", http::verb::post, Route::kCompletion},
     {"/v1/models", http::verb::get, Route::kModels},
+    // One hop to a decode instance, as anything else below /v1/ gets it too.
+    {"/v1/responses", http::verb::post, Route::kPassOn},
+    {"/v1/embeddings", http::verb::post, Route::kPassOn},
+    {"/v1/rerank", http::verb::post, Route::kPassOn},
+    {"/v1/score", http::verb::post, Route::kPassOn},
+    {"/v2/rerank", http::verb::post, Route::kPassOn},
+    {"/rerank", http::verb::post, Route::kPassOn},
+    {"/score", http::verb::post, Route::kPassOn},
+    {"/tokenize", http::verb::post, Route::kPassOn},
+    {"/detokenize", http::verb::post, Route::kPassOn},
     {"/health", http::verb::get, Route::kHealth},
     {"/ready", http::verb::get, Route::kReady},
     {"/status", http::verb::get, Route::kStatus},
-    {"/instances/add", http::verb::post, Route::kAddInstance},
+    {"/instances", http::verb::get, Route::kInstances},
+    {"/instances/add", http::verb::post, Route::kAdd},
+    {"/instances/remove", http::verb::post, Route::kRemove},
+    {"/instances/role", http::verb::post, Route::kSetRole},
 };
 
 // What a client calls its request, when it is fit for a log line and a header; else a short random one.
@@ -90,6 +105,7 @@ class Session {
     for (const RouteEntry& entry : kRoutes) {
       if (entry.path == record.path) by_path = &entry;
     }
+    if (by_path == nullptr && record.path.starts_with("/v1/")) co_return co_await unknown_v1(request, record, keep_alive);
     if (by_path == nullptr) {
       Reply unknown{404, openai_error(404, "there is no " + shown(record.path) + " here: the gateway has " + paths())};
       co_return co_await reply(record, std::move(unknown), keep_alive, {});
@@ -99,19 +115,56 @@ class Session {
       Reply wrong{405, openai_error(405, record.path + " takes " + method + ", not " + shown(request.method_text))};
       co_return co_await reply(record, std::move(wrong), keep_alive, "Allow: " + method + "\r\n");
     }
-    if (by_path->route == Route::kCompletion || by_path->route == Route::kModels) {
-      Relay relay(state_, pool_, client_, request, record, keep_alive);
-      if (by_path->route == Route::kCompletion) co_return co_await relay.completion();
-      co_return co_await relay.forward(state_.decode.empty() ? state_.prefill : state_.decode);
+    switch (by_path->route) {
+      case Route::kCompletion: {
+        Relay relay(state_, pool_, client_, request, record, keep_alive);
+        co_return co_await relay.completion();
+      }
+      case Route::kPassOn:
+        co_return co_await pass_on(request, record, keep_alive);
+      case Route::kModels:
+        co_return co_await models(request, record, keep_alive);
+      case Route::kAdd:
+      case Route::kRemove:
+      case Route::kSetRole:
+        co_return co_await administrate(by_path->route, request, record, keep_alive);
+      default:
+        break;
     }
-    if (by_path->route == Route::kAddInstance) co_return co_await add(request, record, keep_alive);
-    Reply own = own_reply(by_path->route);
+    Reply own = own_reply(by_path->route, request);
     co_return co_await reply(record, std::move(own), keep_alive, {});
   }
 
-  [[nodiscard]] Reply own_reply(Route route) const {
+  // One hop, to whoever answers clients: decode, or prefill where there is nothing else.
+  [[nodiscard]] Group& answering_group() const { return state_.decode.empty() ? state_.prefill : state_.decode; }
+
+  Task<bool> pass_on(const RequestParser& request, RequestRecord& record, bool keep_alive) {
+    Relay relay(state_, pool_, client_, request, record, keep_alive);
+    co_return co_await relay.forward(answering_group());
+  }
+
+  // What the gateway does not know is the instance's to answer, as long as its answer has a body where HTTP says so.
+  Task<bool> unknown_v1(const RequestParser& request, RequestRecord& record, bool keep_alive) {
+    const bool plain = request.method == http::verb::get || request.method == http::verb::post || request.method == http::verb::delete_;
+    if (plain) co_return co_await pass_on(request, record, keep_alive);
+    Reply wrong{405, openai_error(405, shown(record.path) + " is passed on with GET, POST and DELETE, not " + shown(request.method_text))};
+    co_return co_await reply(record, std::move(wrong), keep_alive, "Allow: GET, POST, DELETE\r\n");
+  }
+
+  Task<bool> models(const RequestParser& request, RequestRecord& record, bool keep_alive) {
+    const Group& group = answering_group();
+    if (group.snapshot()->size() < 2) co_return co_await pass_on(request, record, keep_alive);
+    Cancellation cancellation;
+    client_.watch(cancellation);
+    Reply answer = co_await merged_models(state_, pool_, group, forwarded_request_fields(request.headers, record.id), cancellation);
+    client_.unwatch();
+    co_return co_await reply(record, std::move(answer), keep_alive, {});
+  }
+
+  [[nodiscard]] Reply own_reply(Route route, const RequestParser& request) const {
     if (route == Route::kHealth) return health_reply(state_);
-    return route == Route::kReady ? ready_reply(state_) : status_reply(state_);
+    if (route == Route::kReady) return ready_reply(state_);
+    return route == Route::kInstances ? instances_reply(state_) : status_reply(state_, request);
   }
 
   static std::string paths() {
@@ -120,10 +173,13 @@ class Session {
     return all;
   }
 
-  Task<bool> add(const RequestParser& request, RequestRecord& record, bool keep_alive) {
+  Task<bool> administrate(Route route, const RequestParser& request, RequestRecord& record, bool keep_alive) {
+    const AdminAction action = route == Route::kAdd      ? AdminAction::kAdd
+                               : route == Route::kRemove ? AdminAction::kRemove
+                                                         : AdminAction::kSetRole;
     Cancellation cancellation;
     client_.watch(cancellation);
-    Reply answer = co_await add_instance(state_, pool_, request, client_.peer(), cancellation);
+    Reply answer = co_await administer(action, state_, pool_, request, client_.peer(), cancellation);
     client_.unwatch();
     co_return co_await reply(record, std::move(answer), keep_alive, {});
   }
@@ -131,7 +187,7 @@ class Session {
   Task<bool> reply(RequestRecord& record, Reply answer, bool keep_alive, std::string extra_fields) {
     record.status = answer.status;
     const std::string head =
-        own_response_head(answer.status, "application/json", {Framing::kLength, answer.body.size(), keep_alive, record.id}, extra_fields);
+        own_response_head(answer.status, answer.content_type, {Framing::kLength, answer.body.size(), keep_alive, record.id}, extra_fields);
     record.first_byte = RequestRecord::Clock::now();
     const bool written = co_await client_.write(head, answer.body);
     co_return written&& keep_alive;

@@ -9,6 +9,7 @@
 #include <map>
 
 #include "base/logging.h"
+#include "gateway/config_file.h"
 #include "gateway/policy.h"
 
 namespace moonpool::gateway {
@@ -114,12 +115,26 @@ Result<std::vector<InstanceName>> parse_names(const std::vector<std::string>& te
 }
 
 void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
-  app.add_option("--model,-m", settings.model, "Name of the model that the instances serve")->required();
+  app.add_option("--model,-m", settings.model, "Name of the model that the instances serve");
+  app.add_option("--config", settings.config_file, "JSON file of groups, policies, time-outs and limits; read again when it changes");
   app.add_option("--prefill,-p", raw.prefill, "Prefill instances, host:port each")->delimiter(',');
   app.add_option("--decode,-d", raw.decode, "Decode instances, host:port each")->delimiter(',');
   app.add_option("--port", settings.port, "Port to listen on (0: any free one)")->capture_default_str();
   app.add_option("--host", settings.host, "Address to listen on; 0.0.0.0 or :: for every interface")->capture_default_str();
-  app.add_option("--scheduling", settings.scheduling, "How an instance is chosen: round_robin")->capture_default_str();
+  app.add_option("--scheduling", settings.scheduling, "How an instance is chosen: " + policy_names_text())->capture_default_str();
+  app.add_option("--prefill-policy", settings.prefill_policy, "The same, for prefill alone (default: --scheduling)");
+  app.add_option("--decode-policy", settings.decode_policy, "The same, for decode alone (default: --scheduling)");
+  app.add_option("--affinity-header", settings.policy_options.affinity_header,
+                 "session_affinity: requests with the same value stay together (else those with the same \"user\")")
+      ->capture_default_str();
+  app.add_option("--prefix-index-bytes", settings.policy_options.prefix_index_bytes,
+                 "prefix_aware, pool_aware: memory for each instance's prompts, 32 bytes for 256 of text")
+      ->check(CLI::Range(std::size_t{1024}, std::size_t{1} << 36))
+      ->capture_default_str();
+  app.add_option("--pool-transfer-cost", settings.policy_options.pool_transfer_cost,
+                 "pool_aware: loading a prompt from the pool, as a share of computing it")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   app.add_option("--threads", settings.threads, "Threads (0: one per core)")->check(CLI::Range(0, 1024));
   app.add_option("--attempts", settings.attempts, "Instances tried at most for one hop of a request")
       ->check(CLI::Range(1, 100))
@@ -134,6 +149,14 @@ void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
   app.add_option("--max-connections", settings.limits.client_connections, "Client connections at most")->capture_default_str();
   app.add_flag("--access-log", settings.access_log, "Log every request at level info (else debug; failed ones always)");
   app.add_option("--log-level", settings.log_level, "trace, debug, info, warning, error, off")->capture_default_str();
+  app.add_option_function<double>(
+         "--slow-start",
+         [&settings](const double& seconds) {
+           settings.health.slow_start = std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+         },
+         "An added instance's load grows to a full share within this time (0: at once)")
+      ->default_str("30 s")
+      ->check(CLI::Range(0.0, 1e6));
   add_timeouts(app, settings.timeouts);
   add_retries(app, settings.retries);
   add_health(app, settings.health);
@@ -141,32 +164,68 @@ void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
   name_environment(app);
 }
 
-}  // namespace
-
-Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) {
-  ParsedCommandLine parsed;
+struct Parsed {
   Settings settings;
   RawFlags raw;
+  std::string help;  // when it was asked for
+};
+
+// The command line over `base`.
+Result<Parsed> parse_over(Settings base, int argc, const char* const* argv) {
+  Parsed parsed{std::move(base), {}, {}};
   CLI::App app{
       "HTTP gateway in front of prefill and decode groups of vLLM instances.\n"
-      "Set ADMIN_API_KEY in the environment to allow POST /instances/add.",
+      "Set ADMIN_API_KEY in the environment to allow POST /instances/add, /instances/remove and /instances/role.",
       "moonpool gateway"};
-  declare_flags(app, settings, raw);
+  declare_flags(app, parsed.settings, parsed.raw);
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
     parsed.help = app.help();
-    return parsed;
   } catch (const CLI::ParseError& error) {
     return Status(ErrorCode::kConfig, std::string(error.what()) + ". Run moonpool gateway --help for all flags");
   }
+  return parsed;
+}
+
+void add_missing(std::vector<InstanceName>& names, const std::vector<InstanceName>& more) {
+  for (const auto& name : more) {
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
+}
+
+}  // namespace
+
+Result<ParsedCommandLine> parse_command_line(int argc, const char* const* argv) {
+  ParsedCommandLine parsed;
+  auto first = parse_over(Settings(), argc, argv);
+  if (!first.ok()) return first.status();
+  if (!first->help.empty()) {
+    parsed.help = std::move(first->help);
+    return parsed;
+  }
+  if (!first->settings.config_file.empty()) {
+    auto from_file = read_config_file(first->settings.config_file, Settings());
+    if (!from_file.ok()) return from_file.status();
+    first = parse_over(std::move(from_file).value(), argc, argv);  // flags win
+    if (!first.ok()) return first.status();
+  }
+  Settings settings = std::move(first->settings);
+  const RawFlags& raw = first->raw;
+  if (settings.model.empty()) return Status(ErrorCode::kConfig, "--model is required (or \"model\" in the file of --config)");
   auto prefill = parse_names(raw.prefill, "--prefill");
   if (!prefill.ok()) return prefill.status();
   auto decode = parse_names(raw.decode, "--decode");
   if (!decode.ok()) return decode.status();
-  if (auto policy = make_policy(settings.scheduling); !policy.ok()) return policy.status();
-  settings.prefill = std::move(prefill).value();
-  settings.decode = std::move(decode).value();
+  for (const auto& [flag, name] : {std::pair("--scheduling ", settings.scheduling), std::pair("--prefill-policy ", settings.prefill_policy),
+                                   std::pair("--decode-policy ", settings.decode_policy)}) {
+    if (name.empty()) continue;
+    if (auto policy = make_policy(name, settings.policy_options); !policy.ok()) {
+      return Status(ErrorCode::kConfig, flag + name + ": " + policy.status().message());
+    }
+  }
+  add_missing(settings.prefill, *prefill);
+  add_missing(settings.decode, *decode);
   if (const char* key = std::getenv("ADMIN_API_KEY"); key != nullptr) settings.admin_api_key = key;
   parsed.settings = std::move(settings);
   return parsed;

@@ -11,6 +11,7 @@
 #include "gateway/circuit_breaker.h"
 #include "gateway/continuation.h"
 #include "gateway/instance_name.h"
+#include "gateway/policy.h"
 
 namespace moonpool::gateway {
 
@@ -26,7 +27,9 @@ struct Timeouts {
   std::chrono::milliseconds client_write{60'000};    // a client takes what it is sent
   std::chrono::milliseconds upstream_idle{4'000};    // a pooled connection's age at most: uvicorn closes idle ones after 5 s
   std::chrono::milliseconds check{5'000};            // a health probe, and the check before an instance is added
-  std::chrono::milliseconds drain{30'000};           // running requests at SIGTERM
+  std::chrono::milliseconds drain{30'000};           // running requests at SIGTERM, or of an instance that leaves
+
+  friend bool operator==(const Timeouts&, const Timeouts&) = default;
 };
 
 struct Limits {
@@ -35,6 +38,8 @@ struct Limits {
   std::size_t buffered_answer_bytes = std::size_t{64} << 20;  // a non-streamed answer is held whole up to this, and can be retried
   std::size_t client_connections = 20'000;
   std::size_t idle_upstream_connections = 256;  // per instance and thread
+
+  friend bool operator==(const Limits&, const Limits&) = default;
 };
 
 // See retry.h for what the budget is.
@@ -50,15 +55,37 @@ struct Health {
   std::chrono::milliseconds check_every{10'000};  // active checks of healthy instances; 0: none, requests alone tell
   std::chrono::milliseconds first_probe{500};
   std::chrono::milliseconds slowest_probe{10'000};
+  std::chrono::milliseconds slow_start{30'000};  // of an instance that is added later, until it gets a full share
+};
+
+// Where instances of a group are looked up again and again, besides the fixed ones. A look-up that fails changes nothing.
+struct DnsSource {
+  InstanceName name;  // every address of its host is an instance, with its port
+  std::chrono::milliseconds interval{10'000};
+};
+struct EtcdSource {
+  InstanceName server;  // etcd's client port, which speaks its v3 JSON gateway
+  std::string prefix;   // each key below it is an instance (etcd_instances.h)
+  std::chrono::milliseconds interval{2'000};
+};
+struct Discovery {
+  std::vector<DnsSource> dns;
+  std::vector<EtcdSource> etcd;
 };
 
 struct Settings {
   std::string model;
   std::vector<InstanceName> prefill;
   std::vector<InstanceName> decode;
+  Discovery prefill_discovery;
+  Discovery decode_discovery;
+  std::string config_file;  // empty: none
   std::string host = "127.0.0.1";
-  std::uint16_t port = 8000;  // 0: any free port
-  std::string scheduling = "round_robin";
+  std::uint16_t port = 8000;               // 0: any free port
+  std::string scheduling = "round_robin";  // the policy of a group that names none
+  std::string prefill_policy;
+  std::string decode_policy;
+  PolicyOptions policy_options;
   unsigned threads = 0;   // 0: one per core
   unsigned attempts = 3;  // instances tried at most for one hop of one request
   bool access_log = false;
@@ -69,11 +96,18 @@ struct Settings {
   Retries retries;
   ContinueStreams continue_streams = ContinueStreams::kGreedy;
   ContinueMarker continue_marker = ContinueMarker::kComment;
+
+  [[nodiscard]] const std::string& policy_of(std::string_view role) const {
+    const std::string& own = role == "prefill" ? prefill_policy : decode_policy;
+    return own.empty() ? scheduling : own;
+  }
+
   std::string admin_api_key;  // from ADMIN_API_KEY; empty: /instances/add is off. Never logged.
 };
 
-// Flags, the environment variables that stand for flags (MOONPOOL_GATEWAY_<FLAG>) and ADMIN_API_KEY. No value when the caller only asked
-// for help, which `help` then holds.
+// Flags, the environment variables that stand for flags (MOONPOOL_GATEWAY_<FLAG>), the file that --config names (flags win, lists of
+// instances add up), and ADMIN_API_KEY. Reads the file: called again, it gives what the same command line means now. No value when the
+// caller only asked for help, which `help` then holds.
 struct ParsedCommandLine {
   std::optional<Settings> settings;
   std::string help;

@@ -3,17 +3,17 @@
 #include <algorithm>
 #include <boost/json/parse.hpp>
 #include <boost/json/value.hpp>
+#include <optional>
 #include <utility>
 
 namespace moonpool::gateway {
 
 namespace {
 
-// What a data line carries; empty for any other line.
-std::string_view payload_of(std::string_view line) {
-  constexpr std::string_view kField = "data:";
-  if (!line.starts_with(kField)) return {};
-  line.remove_prefix(kField.size());
+// What stands after "field:" in the line; nullopt for another line.
+std::optional<std::string_view> value_of(std::string_view line, std::string_view field) {
+  if (!line.starts_with(field)) return std::nullopt;
+  line.remove_prefix(field.size());
   while (!line.empty() && line.front() == ' ') line.remove_prefix(1);
   while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.remove_suffix(1);
   return line;
@@ -22,6 +22,10 @@ std::string_view payload_of(std::string_view line) {
 // As vLLM writes it, now and in older versions.
 bool is_error(std::string_view payload) {
   return payload.starts_with(R"({"error")") || payload.starts_with(R"({"object":"error")") || payload.starts_with(R"({"object": "error")");
+}
+
+bool ends_a_response(std::string_view event) {
+  return event == "response.completed" || event == "response.incomplete" || event == "response.failed";
 }
 
 }  // namespace
@@ -71,11 +75,13 @@ std::size_t SseStream::inspect(std::string_view lines) {
     const std::size_t end = std::min(lines.find('\n'), lines.size());
     const std::string_view line = lines.substr(0, end);
     if (!std::exchange(mid_line_, false)) {
-      const std::string_view payload = payload_of(line);
-      if (payload == "[DONE]") done_ = true;
-      if (!errors_pass_ && is_error(payload)) {
-        error_ = payload;
-        return all - lines.size();
+      if (const auto event = value_of(line, "event:"); event) final_event_ = ends_a_response(*event);
+      if (const auto payload = value_of(line, "data:"); payload) {
+        if (*payload == "[DONE]" || final_event_) done_ = true;
+        if (!errors_pass_ && is_error(*payload)) {
+          error_ = *payload;
+          return all - lines.size();
+        }
       }
     }
     between_events_ = line.empty() || line == "\r";

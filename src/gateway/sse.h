@@ -1,4 +1,5 @@
-// Watches a stream of server-sent events as it passes through: whether it came to its end ("data: [DONE]"), and where lines end.
+// Watches a stream of server-sent events as it passes through: whether it came to its end ("data: [DONE]",
+// or the final event of /v1/responses, which has no [DONE]), and where lines end.
 //
 // Only whole lines are let through, so that an error event can follow at any time without being glued to half an event. Engines write
 // whole events, so this holds nothing back in practice; a line longer than kLongestHeldLine passes in parts.
@@ -23,7 +24,7 @@ class SseStream {
   // The stream has ended: what is still held. A last line without its line end counts as a line.
   [[nodiscard]] std::string finish();
 
-  [[nodiscard]] bool done() const { return done_; }  // "data: [DONE]" was seen
+  [[nodiscard]] bool done() const { return done_; }  // the final event was seen
   // The event of an error was met; what it carries. Nothing more is let through.
   [[nodiscard]] bool has_error() const { return error_.has_value() && !errors_pass_; }
   [[nodiscard]] std::string_view error() const { return *error_; }
@@ -40,6 +41,7 @@ class SseStream {
 
   std::string held_;
   bool done_ = false;
+  bool final_event_ = false;  // within an event that is the last one of a response
   bool mid_line_ = false;
   bool between_events_ = true;
   bool errors_pass_ = false;
