@@ -134,7 +134,7 @@ Task<Reply> add(GatewayState& state, UpstreamPool& pool, const RequestParser& re
     co_return refuse(checked.ok() ? 502 : status_of(checked.code()), name + " was not added: " + reason);
   }
   const auto made = state.make_instance(command.instance, group, command.slow_start);
-  made->succeeded();  // the check was a success
+  made->probe_succeeded();  // the check was a success
   if (!group.add(made)) co_return already();
   co_return done("Added " + name + " to " + group.role() + "_instances.");
 }
@@ -190,7 +190,7 @@ Reply set_role(GatewayState& state, const Command& command) {
   }
   // Into the new group first: there is no moment in which the instance serves neither.
   const auto made = state.make_instance(command.instance, to, command.slow_start);
-  if (instance->healthy()) made->succeeded();
+  if (instance->healthy()) made->probe_succeeded();
   static_cast<void>(to.add(made));
   static_cast<void>(from.remove(instance));
   return done("Moved " + name + " from " + from.role() + "_instances to " + to.role() + "_instances.",

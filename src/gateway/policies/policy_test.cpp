@@ -20,7 +20,7 @@ struct TestGroup {
     for (int i = 0; i < count; ++i) add(i);
   }
   void add(int number) {
-    auto made = std::make_shared<Instance>(InstanceName::parse("n" + std::to_string(number) + ":1").value(), "prefill", 3);
+    auto made = std::make_shared<Instance>(InstanceName::parse("n" + std::to_string(number) + ":1").value(), "prefill", CircuitSettings{});
     EXPECT_TRUE(group.add(made));
     instances.push_back(std::move(made));
   }
