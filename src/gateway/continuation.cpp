@@ -112,7 +112,7 @@ void Continuation::sent(std::string_view lines) {
   }
   while (!lines.empty()) {
     const auto payload = payload_of(take_line(lines));
-    if (!payload || *payload == "[DONE]") continue;
+    if (!payload || *payload == "[DONE]" || sent_like_the_last(*payload)) continue;
     std::array<unsigned char, 4096> memory;  // NOLINT(cppcoreguidelines-pro-type-member-init): filled by the parser
     json::monotonic_resource resource(memory.data(), memory.size());
     boost::system::error_code error;
@@ -122,8 +122,42 @@ void Continuation::sent(std::string_view lines) {
       return;
     }
     sent_event(event.get_object());
+    learn(*payload, event.get_object());
   }
   if (text_.size() + ids_.size() * sizeof(ids_[0]) > kHeldAtMost) obstacle_ = "the answer is too long to be kept";
+}
+
+bool Continuation::sent_like_the_last(std::string_view payload) {
+  if (before_text_.empty() || payload.size() <= before_text_.size() + behind_text_.size()) return false;
+  if (!payload.starts_with(before_text_) || !payload.ends_with(behind_text_)) return false;
+  const std::string_view text = payload.substr(before_text_.size(), payload.size() - before_text_.size() - behind_text_.size());
+  if (text.find('"') != std::string_view::npos || text.find('\\') != std::string_view::npos) return false;
+  text_.append(text);
+  ++now_.tokens;
+  progress();
+  return true;
+}
+
+void Continuation::learn(std::string_view payload, const json::object& event) {
+  const auto* choices = event.if_contains("choices");
+  if (finish_sent_ || obstacle_ != nullptr || !ids_.empty() || object_in(event, "usage") != nullptr) return;
+  if (choices == nullptr || !choices->is_array() || choices->get_array().empty()) return;
+  const std::string_view text = text_in(choices->get_array()[0].get_object(), chat_);
+  // The quotes cannot be within a string: there they would be escaped.
+  const std::string_view key = chat_ ? R"("content":")" : R"("text":")";
+  const std::size_t found = payload.find(key);
+  if (text.empty() || found == std::string_view::npos || payload.find(key, found + 1) != std::string_view::npos) return;
+  const std::size_t begin = found + key.size();
+  if (payload.substr(begin, text.size()) != text || !payload.substr(begin + text.size()).starts_with('"')) return;
+  before_text_ = payload.substr(0, begin);
+  behind_text_ = payload.substr(begin + text.size());
+}
+
+void Continuation::progress() {
+  if (text_.size() == now_.text && ids_.size() == now_.ids) return;
+  now_.text = text_.size();
+  now_.ids = ids_.size();
+  if (!exact_ || (!text_.empty() && ends_well(text_))) stable_ = now_;
 }
 
 void Continuation::sent_event(const json::object& event) {
@@ -146,14 +180,9 @@ void Continuation::sent_event(const json::object& event) {
     obstacle_ = "the answer has several choices";
     return;
   }
-  const std::size_t ids_before = ids_.size();
   sent_choice(*choice);
   if (usage != nullptr) now_.tokens = static_cast<std::uint64_t>(integer_in(*usage, "completion_tokens").value_or(0));
-  now_.ids = ids_.size();
-  if (text_.size() > now_.text || ids_.size() > ids_before) {
-    now_.text = text_.size();
-    if (!exact_ || (!text_.empty() && ends_well(text_))) stable_ = now_;
-  }
+  progress();
 }
 
 void Continuation::sent_choice(const json::object& choice) {

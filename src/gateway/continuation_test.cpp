@@ -114,6 +114,13 @@ TEST(ContinuationTest, TheClientSeesOneAnswer) {
             "\"total_tokens\":9}}\n\ndata: [DONE]\n\n");
 }
 
+TEST(ContinuationTest, ReadsEventsThatDifferInTheirTextAloneAsItReadsTheOthers) {
+  Continuation continuation(kText, R"({"prompt":"","max_tokens":10})", true);
+  continuation.sent(said("a") + said(" b") + said("\\\"") + said("c\\n") + said("") + said("d") + said("\u00e9"));
+  EXPECT_EQ(continuation.tokens_sent(), 7U);
+  EXPECT_EQ(next_of(continuation), boost::json::parse("{\"prompt\":\"a b\\\"c\\nd\u00e9\",\"max_tokens\":3}"));
+}
+
 TEST(ContinuationTest, KnowsWhenOnlyTheEndIsMissing) {
   const std::string last = R"(data: {"choices":[{"index":0,"text":"a","finish_reason":"stop"}]})"
                            "\n\n";

@@ -49,8 +49,9 @@ class Relay::Tries {
     co_return instance;
   }
   [[nodiscard]] std::size_t count() const { return tried_.size(); }
-  // Why there was no further one, for an error's text.
+  // How many were asked and why no further one, for an error's text; empty when there was none.
   [[nodiscard]] std::string summary() const {
+    if (tried_.empty()) return {};
     std::string text = std::to_string(tried_.size()) + (tried_.size() == 1 ? " instance was tried" : " instances were tried");
     if (over_budget_) text += ", more would exceed --retry-budget";
     return text;
@@ -110,7 +111,8 @@ Task<bool> Relay::forward(Group& group) {
     co_return finish(turn);
   }
   client_.unwatch();
-  co_return co_await give_up(group, tries.count() == 0 ? std::string() : tries.summary());
+  std::string tried = tries.summary();
+  co_return co_await give_up(group, std::move(tried));
 }
 
 bool Relay::finish(Turn turn) {

@@ -52,6 +52,10 @@ class Relay {
     std::string instance;
     std::unique_ptr<Exchange> answer;
   };
+  struct Framed {
+    std::string head;
+    std::string_view tail;
+  };
   // The instances tried for one hop, and the pause between them.
   class Tries;
 
@@ -67,7 +71,7 @@ class Relay {
   [[nodiscard]] Task<bool> send_error(unsigned status, std::string message, std::string_view extra_fields = {});
   // In relay_stream.cpp, as stream() is.
   [[nodiscard]] std::string stream_bytes(SseStream& events, const Instance& instance, std::string bytes, bool over, Status& status);
-  [[nodiscard]] Task<bool> write_stream(const ResponseParser& answer, std::string_view bytes, bool last);
+  [[nodiscard]] Framed frame(const ResponseParser& answer, std::size_t bytes, bool last);
   [[nodiscard]] Task<Turn> stream_failed(Instance& instance, Status status);
   [[nodiscard]] Task<bool> end_cut_stream(std::string why_not_continued);
   [[nodiscard]] std::string continued_mark() const;

@@ -35,7 +35,8 @@ Task<Relay::Turn> Relay::stream(Instance& instance, std::unique_ptr<Exchange> ex
       }
     }
     if (!ready.empty() || complete) {
-      const bool written = co_await write_stream(answer, ready, complete);
+      const Framed framed = frame(answer, ready.size(), complete);
+      const bool written = co_await write(framed.head, ready, framed.tail);
       if (!written) co_return Turn::kClientGone;
       between_events_ = resumed || events.between_events();
       mid_line_ = events.mid_line();
@@ -78,18 +79,23 @@ std::string Relay::stream_bytes(SseStream& events, const Instance& instance, std
   return {};
 }
 
-Task<bool> Relay::write_stream(const ResponseParser& answer, std::string_view bytes, bool last) {
+// Head and tail around `bytes` on their way to the client; the first ones bring the answer's own head.
+Relay::Framed Relay::frame(const ResponseParser& answer, std::size_t bytes, bool last) {
   const bool chunked = request_.version == 11;
-  std::string head;
+  Framed framed;
   if (record_.status == 0) {
     if (!chunked) keep_alive_ = false;
-    head = relayed_response_head(answer, {chunked ? Framing::kChunked : Framing::kUntilClose, 0, keep_alive_, record_.id});
+    framed.head = relayed_response_head(answer, {chunked ? Framing::kChunked : Framing::kUntilClose, 0, keep_alive_, record_.id});
     record_.status = answer.status;
   }
-  if (!chunked) co_return co_await write(head, bytes);
-  if (bytes.empty()) co_return co_await write(head, kLastChunk);
-  head += chunk_head(bytes.size());
-  co_return co_await write(head, bytes, last ? "\r\n0\r\n\r\n" : "\r\n");
+  if (!chunked) return framed;
+  if (bytes == 0) {
+    framed.tail = kLastChunk;
+    return framed;
+  }
+  framed.head += chunk_head(bytes);
+  framed.tail = last ? "\r\n0\r\n\r\n" : "\r\n";
+  return framed;
 }
 
 // kFailed: the next instance is to be asked, from the beginning or from where the client is.
@@ -105,7 +111,9 @@ Task<Relay::Turn> Relay::stream_failed(Instance& instance, Status status) {
   std::string why = "it may not be continued by another instance (--continue-streams, temperature 0)";
   if (continuation_ && continuation_->finished()) {
     // Nothing was lost but the end.
-    const bool written = co_await write_stream(ResponseParser(), between_events_ ? "data: [DONE]\n\n" : "\ndata: [DONE]\n\n", true);
+    const std::string_view end = between_events_ ? "data: [DONE]\n\n" : "\ndata: [DONE]\n\n";
+    const Framed framed = frame(ResponseParser(), end.size(), true);
+    const bool written = co_await write(framed.head, end, framed.tail);
     co_return written ? Turn::kAnswered : Turn::kClientGone;
   }
   if (continuation_) {
