@@ -65,7 +65,9 @@ TEST_P(CancellationAt, ClosesTheConnectionToTheInstanceAtOnce) {
   EXPECT_EQ(state.at("in_flight").to_number<int>(), 0);
   EXPECT_EQ(state.at("circuit").as_string(), "closed");
   EXPECT_EQ(counter("retries"), 0);
-  if (stage.prefill) EXPECT_TRUE(decode[0]->completions().empty());
+  if (stage.prefill) {
+    EXPECT_TRUE(decode[0]->completions().empty());
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, CancellationAt, ::testing::ValuesIn(kStages),

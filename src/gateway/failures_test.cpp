@@ -221,7 +221,9 @@ class FailuresTest : public GatewayTest {
       if (piece != nullptr) text += piece->as_string().c_str();
     }
     EXPECT_EQ(ids.size(), 1U) << answer.body;
-    if (cell.request == Request::kGreedyChat) EXPECT_EQ(roles, 1) << answer.body;
+    if (cell.request == Request::kGreedyChat) {
+      EXPECT_EQ(roles, 1) << answer.body;
+    }
     EXPECT_NE(done, failed) << answer.body;
     EXPECT_EQ(answer.complete, done) << answer.body;
     if (failed) {

@@ -316,6 +316,12 @@ struct UpstreamSimulator::Piece {
   bool token = false;
 };
 
+struct UpstreamSimulator::Answering {
+  const Job& job;
+  const Behaviour& now;
+  const std::string& id;
+};
+
 namespace {
 
 // The older names of the same things.
@@ -359,31 +365,42 @@ bool UpstreamSimulator::answer_completion(int socket, const SeenRequest& request
   }
   if (now.prefill_tokens_per_s > 0 && !pace(socket, static_cast<double>(request.body.size()) / 4 / now.prefill_tokens_per_s)) return false;
   const std::string id = (job.chat ? "chatcmpl-" : "cmpl-") + std::to_string(port_) + "-" + std::to_string(request.connection);
-  std::vector<Piece> pieces;
-  if (!job.streamed) {
-    std::string joined;
-    for (std::size_t i = 0; i < job.count; ++i) joined += now.tokens[job.first + i];
-    json::object object = answer_object(job, id, model_, false);
-    object["served_by"] = name();
-    if (job.chat) object["choices"] = json::array{json::object{{"index", 0}, {"message", {{"role", "assistant"}, {"content", joined}}}}};
-    if (!job.chat) object["choices"] = json::array{json::object{{"index", 0}, {"text", joined}}};
-    object["usage"] = usage_of(job);
-    const std::string body = json::serialize(object);
-    if (now.fault == Fault::kUntilCloseCut) {
-      send_all(socket, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" + body.substr(0, body.size() / 2));
-      return false;
-    }
-    if (!wait_for_token(socket)) return false;
-    if (now.how == How::kMalformed && now.point == Point::kInBody) {  // only a chunked body can be malformed
-      pieces.push_back({"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n", Point::kRequestRead,
-                        Point::kInHead, false});
-      pieces.push_back({chunk(body) + "0\r\n\r\n", Point::kHeadSent, Point::kInBody, false});
-      return send_pieces(socket, pieces, now);
-    }
-    pieces.push_back({head(200, "application/json", body.size(), now.extra_fields), Point::kRequestRead, Point::kInHead, false});
-    pieces.push_back({body, Point::kHeadSent, Point::kInBody, false});
-    return send_pieces(socket, pieces, now);
+  const Answering answering{job, now, id};
+  if (job.streamed) return send_pieces(socket, stream_pieces(answering), now);
+  if (now.fault == Fault::kUntilCloseCut) {
+    const std::string body = plain_body(answering);
+    send_all(socket, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" + body.substr(0, body.size() / 2));
+    return false;
   }
+  return wait_for_token(socket) && send_pieces(socket, plain_pieces(answering), now);
+}
+
+std::string UpstreamSimulator::plain_body(const Answering& answering) const {
+  const auto& [job, now, id] = answering;
+  std::string joined;
+  for (std::size_t i = 0; i < job.count; ++i) joined += now.tokens[job.first + i];
+  json::object object = answer_object(job, id, model_, false);
+  object["served_by"] = name();
+  if (job.chat) object["choices"] = json::array{json::object{{"index", 0}, {"message", {{"role", "assistant"}, {"content", joined}}}}};
+  if (!job.chat) object["choices"] = json::array{json::object{{"index", 0}, {"text", joined}}};
+  object["usage"] = usage_of(job);
+  return json::serialize(object);
+}
+
+std::vector<UpstreamSimulator::Piece> UpstreamSimulator::plain_pieces(const Answering& answering) const {
+  const Behaviour& now = answering.now;
+  const std::string body = plain_body(answering);
+  // Only a chunked body can be malformed.
+  const bool chunked = now.how == How::kMalformed && now.point == Point::kInBody;
+  const std::string start = chunked ? "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+                                    : head(200, "application/json", body.size(), now.extra_fields);
+  return {{start, Point::kRequestRead, Point::kInHead, false},
+          {chunked ? chunk(body) + "0\r\n\r\n" : body, Point::kHeadSent, Point::kInBody, false}};
+}
+
+std::vector<UpstreamSimulator::Piece> UpstreamSimulator::stream_pieces(const Answering& answering) const {
+  const auto& [job, now, id] = answering;
+  std::vector<Piece> pieces;
   pieces.push_back(
       {"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n" + now.extra_fields + "Transfer-Encoding: chunked\r\n\r\n",
        Point::kRequestRead, Point::kInHead, false});
@@ -409,7 +426,7 @@ bool UpstreamSimulator::answer_completion(int socket, const SeenRequest& request
   }
   if (now.fault != Fault::kEndWithoutDone) pieces.push_back({chunk("data: [DONE]\n\n"), Point::kBeforeFinish, Point::kNowhere, false});
   pieces.push_back({"0\r\n\r\n", Point::kBeforeLastChunk, Point::kNowhere, false});
-  return send_pieces(socket, pieces, now);
+  return pieces;
 }
 
 bool UpstreamSimulator::send_pieces(int socket, const std::vector<Piece>& pieces, const Behaviour& now) {

@@ -104,13 +104,17 @@ class UpstreamSimulator {
 
  private:
   struct Piece;
+  struct Answering;
   void accept_loop(int listener);
   void serve(int socket, int number);
   [[nodiscard]] bool read_request(int socket, std::string& received, SeenRequest& request);
   // False when the connection ends.
   [[nodiscard]] bool answer(int socket, const SeenRequest& request);
   [[nodiscard]] bool answer_completion(int socket, const SeenRequest& request);
-  // False when the connection ends. `tokens`: a stream's, held and paced one by one.
+  [[nodiscard]] std::string plain_body(const Answering& answering) const;
+  [[nodiscard]] std::vector<Piece> plain_pieces(const Answering& answering) const;
+  [[nodiscard]] std::vector<Piece> stream_pieces(const Answering& answering) const;
+  // False when the connection ends. The tokens of a stream are held and paced one by one.
   [[nodiscard]] bool send_pieces(int socket, const std::vector<Piece>& pieces, const Behaviour& now);
   void go_wrong(int socket, How how, bool in_head, bool chunked);
   void stall(int socket);
