@@ -3,7 +3,8 @@
 // The group has already left out those that are unhealthy, draining, or that this request has tried. A choice is a commitment: the request
 // is sent there next, so a policy that learns where prompts went learns it in choose(). It runs once per hop on the path of every request:
 // no waiting, no I/O; a policy with a memory takes short locks of its own. Ties between equal instances are broken at random, never by
-// position. An instance that is slow-starting (Instance::weight() below 1) gets a share that small.
+// position. An instance that is slow-starting (Instance::weight() below 1) gets a share of the load that small: an idle one has its
+// turn as any other, one that is at work is passed over the more.
 // Threads: choose() is called from all of them at once, also while instances join and leave; joined() and left() come one at a time.
 // Ownership: a policy belongs to its group and outlives every call. Each has one line in policy.cpp and one in policy_names.cpp, and all
 // pass policies/policy_conformance_test.cpp.

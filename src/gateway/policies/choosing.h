@@ -33,14 +33,14 @@ inline std::uint64_t mix_bits(std::uint64_t value) {
   return value ^ (value >> 33);
 }
 
-// Whether a slow-starting instance may take this turn: with the chance of its weight.
+// Whether a slow-starting instance may take this turn: when it has nothing to do, else with the chance of its weight.
 inline bool takes_its_turn(const Instance& instance) {
   const double weight = instance.weight();
-  return weight >= 1 || random_share() < weight;
+  return weight >= 1 || instance.in_flight() == 0 || random_share() < weight;
 }
 
-// Requests at work, this one included, as seen by an instance that has `weight` of its full share.
-inline double load_of(const Instance& instance) { return static_cast<double>(instance.in_flight() + 1) / instance.weight(); }
+// Requests at work and this one; those at work count for more in an instance that is to have `weight` of a full share.
+inline double load_of(const Instance& instance) { return 1 + static_cast<double>(instance.in_flight()) / instance.weight(); }
 
 // The index with the lowest cost(i); equal ones with equal chance.
 template <typename Cost>

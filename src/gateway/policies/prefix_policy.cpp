@@ -80,7 +80,7 @@ std::size_t PrefixPolicy::choose(std::span<Instance* const> candidates, const Re
   }
   const std::size_t chosen = cheapest(candidates.size(), [&](std::size_t i) {
     const double queued = memories[i] == nullptr ? 0 : memories[i]->queued(candidates[i]->in_flight());
-    return (queued + work[i]) / candidates[i]->weight();
+    return queued / candidates[i]->weight() + work[i];
   });
   if (memories[chosen] != nullptr) memories[chosen]->add(chain, work[chosen]);
   return chosen;
