@@ -108,7 +108,8 @@ TEST_F(CancellationTest, EndsAStreamThatWasContinued) {
   for (int i = 0; i < requests && decode[0]->completions().empty(); ++i) {
     const int stalled = decode[1]->stalled();
     TestClient attempt(port());
-    ASSERT_TRUE(attempt.send_request("POST", "/v1/completions", R"({"prompt":"Tell","max_tokens":4,"stream":true,"temperature":0})"));
+    ASSERT_TRUE(attempt.send_request("POST", "/v1/completions",
+                                     R"({"prompt":"Tell","max_tokens":4,"stream":true,"temperature":0,"return_token_ids":true})"));
     ASSERT_TRUE(test::wait_until([&] { return decode[1]->stalled() == stalled + 1; }, soon()));
     const int before = decode[1]->abandoned();
     const auto closed = Clock::now();

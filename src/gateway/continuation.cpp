@@ -101,8 +101,8 @@ std::string_view text_in(const json::object& choice, bool chat) {
 
 }  // namespace
 
-Continuation::Continuation(std::string_view path, std::string_view body, bool exact)
-    : chat_(path.ends_with("/chat/completions")), exact_(exact), body_(body) {}
+Continuation::Continuation(std::string_view path, std::string_view body, bool exact, bool may_estimate)
+    : chat_(path.ends_with("/chat/completions")), exact_(exact), may_estimate_(may_estimate), body_(body) {}
 
 void Continuation::sent(std::string_view lines) {
   if (obstacle_ != nullptr) return;
@@ -134,6 +134,7 @@ bool Continuation::sent_like_the_last(std::string_view payload) {
   if (text.find('"') != std::string_view::npos || text.find('\\') != std::string_view::npos) return false;
   text_.append(text);
   ++now_.tokens;
+  estimated_ = true;
   progress();
   return true;
 }
@@ -181,7 +182,10 @@ void Continuation::sent_event(const json::object& event) {
     return;
   }
   sent_choice(*choice);
-  if (usage != nullptr) now_.tokens = static_cast<std::uint64_t>(integer_in(*usage, "completion_tokens").value_or(0));
+  if (usage != nullptr) {
+    now_.tokens = static_cast<std::uint64_t>(integer_in(*usage, "completion_tokens").value_or(0));
+    estimated_ = false;
+  }
   progress();
 }
 
@@ -205,6 +209,7 @@ void Continuation::sent_choice(const json::object& choice) {
     now_.tokens += ids_.size() - ids_before;
   } else if (!role_alone || !text.empty()) {
     ++now_.tokens;
+    estimated_ = true;
   }
   finish_sent_ = finish_sent_ || is_set(choice, "finish_reason");
 }
@@ -293,6 +298,12 @@ Result<std::string> Continuation::next_body() {
   const auto refused = [](const char* why) { return Status(ErrorCode::kNotSupported, why); };
   if (const char* why = obstacle_in_request(); why != nullptr) return refused(why);
   if (finish_sent_) return refused("only its usage was missing, which no other instance knows");
+  if (estimated_ && !may_estimate_) {
+    return refused(
+        "its events do not say how many tokens they carry, and the rest could end a few too early or late: ask for return_token_ids, or "
+        "for "
+        "stream_options.continuous_usage_stats, or start the gateway with --continue-streams always");
+  }
   kept_ = stable_;
   before_ = now_;
   repeated_ = 0;

@@ -37,8 +37,9 @@ class Continuation {
  public:
   static constexpr std::size_t kHeldAtMost = std::size_t{1} << 20;
 
-  // `exact`: the request is greedy, so the same text must come again.
-  Continuation(std::string_view path, std::string_view body, bool exact);
+  // `exact`: the request is greedy, so the same text must come again. `may_estimate`: where neither token ids nor usage came with the
+  // events, their tokens may be counted by events, which engines under load make too few or too many.
+  Continuation(std::string_view path, std::string_view body, bool exact, bool may_estimate);
 
   // These lines went to the client.
   void sent(std::string_view lines);
@@ -78,6 +79,8 @@ class Continuation {
 
   const bool chat_;
   const bool exact_;
+  const bool may_estimate_;
+  bool estimated_ = false;  // tokens were counted by events
   const std::string_view body_;
   std::optional<boost::json::object> request_;  // parsed when first needed
   const char* obstacle_ = nullptr;              // the first one stands

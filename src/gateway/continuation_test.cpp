@@ -32,27 +32,27 @@ boost::json::value next_of(Continuation& continuation) {
 }
 
 std::string refusal(std::string_view path, std::string_view body, const std::string& events) {
-  Continuation continuation(path, body, true);
+  Continuation continuation(path, body, true, true);
   continuation.sent(events);
   const auto next = continuation.next_body();
   return next.ok() ? "continued: " + *next : next.status().message();
 }
 
 TEST(ContinuationTest, AppendsTheTextToThePromptAndLowersTheLimits) {
-  Continuation continuation(kText, R"({"prompt":"Tell","max_tokens":10,"min_tokens":3,"seed":7,"stream":true})", true);
+  Continuation continuation(kText, R"({"prompt":"Tell","max_tokens":10,"min_tokens":3,"seed":7,"stream":true})", true, true);
   continuation.sent(said("Once") + said(" upon"));
   EXPECT_EQ(next_of(continuation),
             boost::json::parse(R"({"prompt":"TellOnce upon","max_tokens":8,"min_tokens":1,"seed":7,"stream":true})"));
 }
 
 TEST(ContinuationTest, CompletionsWithoutALimitHaveTheServersDefault) {
-  Continuation continuation(kText, R"({"prompt":["Tell"]})", true);
+  Continuation continuation(kText, R"({"prompt":["Tell"]})", true, true);
   continuation.sent(said("Once"));
   EXPECT_EQ(next_of(continuation), boost::json::parse(R"({"prompt":"TellOnce","max_tokens":15})"));
 }
 
 TEST(ContinuationTest, ChatContinuesItsLastMessage) {
-  Continuation continuation(kChat, R"({"messages":[{"role":"user","content":"q"}],"max_completion_tokens":5})", true);
+  Continuation continuation(kChat, R"({"messages":[{"role":"user","content":"q"}],"max_completion_tokens":5})", true, true);
   continuation.sent(said_in_chat(R"({"role":"assistant","content":""})") + said_in_chat(R"({"content":"Once"})"));
   EXPECT_EQ(continuation.tokens_sent(), 1U);
   EXPECT_EQ(next_of(continuation), boost::json::parse(R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"Once"}],
@@ -63,7 +63,7 @@ TEST(ContinuationTest, ChatContinuesItsLastMessage) {
 }
 
 TEST(ContinuationTest, TokenIdsGoOnAsTheyAre) {
-  Continuation continuation(kText, R"({"prompt":"Tell","max_tokens":10,"return_token_ids":true})", true);
+  Continuation continuation(kText, R"({"prompt":"Tell","max_tokens":10,"return_token_ids":true})", true, true);
   continuation.sent(said("Once", R"(,"token_ids":[11],"prompt_token_ids":[1,2,3])") + said(" upon", R"(,"token_ids":[12,13])"));
   EXPECT_EQ(next_of(continuation).at("prompt"), boost::json::parse("[1,2,3,11,12,13]"));
   EXPECT_EQ(next_of(continuation).at("max_tokens").to_number<int>(), 7);
@@ -73,7 +73,7 @@ TEST(ContinuationTest, TokenIdsGoOnAsTheyAre) {
 }
 
 TEST(ContinuationTest, StartsBehindWhatTheTokenizerCutsTheSameAndHasTheRestRepeated) {
-  Continuation continuation(kText, R"({"prompt":"Tell","max_tokens":10})", true);
+  Continuation continuation(kText, R"({"prompt":"Tell","max_tokens":10})", true, true);
   continuation.sent(said("Once") + said("\\n") + said(" "));
   EXPECT_EQ(next_of(continuation), boost::json::parse(R"({"prompt":"TellOnce","max_tokens":9})"));
   auto out = continuation.rewrite(said("\\n") + said(" upon"));
@@ -86,7 +86,7 @@ TEST(ContinuationTest, StartsBehindWhatTheTokenizerCutsTheSameAndHasTheRestRepea
 }
 
 TEST(ContinuationTest, AnotherTextThanTheOneSentIsAnError) {
-  Continuation continuation(kText, R"({"prompt":"Tell","max_tokens":10})", true);
+  Continuation continuation(kText, R"({"prompt":"Tell","max_tokens":10})", true, true);
   continuation.sent(said("Once") + said(" "));
   ASSERT_TRUE(continuation.next_body().ok());
   EXPECT_FALSE(continuation.rewrite(said("xx")).ok());
@@ -94,7 +94,7 @@ TEST(ContinuationTest, AnotherTextThanTheOneSentIsAnError) {
 
 TEST(ContinuationTest, NothingThatCanBeKeptStartsAgainFromTheClientsOwnBytes) {
   const std::string body = R"({ "prompt":"Tell", "max_tokens":10 })";
-  Continuation continuation(kText, body, true);
+  Continuation continuation(kText, body, true, true);
   continuation.sent(said(" "));
   EXPECT_EQ(continuation.next_body().value(), body);
   const auto out = continuation.rewrite(said(" Once"));
@@ -102,7 +102,7 @@ TEST(ContinuationTest, NothingThatCanBeKeptStartsAgainFromTheClientsOwnBytes) {
 }
 
 TEST(ContinuationTest, TheClientSeesOneAnswer) {
-  Continuation continuation(kText, R"({"prompt":"Tell","max_tokens":10,"stream_options":{"include_usage":true}})", true);
+  Continuation continuation(kText, R"({"prompt":"Tell","max_tokens":10,"stream_options":{"include_usage":true}})", true, true);
   continuation.sent(said("Once") + said(" upon"));
   ASSERT_TRUE(continuation.next_body().ok());
   const auto out = continuation.rewrite(
@@ -115,7 +115,7 @@ TEST(ContinuationTest, TheClientSeesOneAnswer) {
 }
 
 TEST(ContinuationTest, ReadsEventsThatDifferInTheirTextAloneAsItReadsTheOthers) {
-  Continuation continuation(kText, R"({"prompt":"","max_tokens":10})", true);
+  Continuation continuation(kText, R"({"prompt":"","max_tokens":10})", true, true);
   continuation.sent(said("a") + said(" b") + said("\\\"") + said("c\\n") + said("") + said("d") + said("\u00e9"));
   EXPECT_EQ(continuation.tokens_sent(), 7U);
   EXPECT_EQ(next_of(continuation), boost::json::parse("{\"prompt\":\"a b\\\"c\\nd\u00e9\",\"max_tokens\":3}"));
@@ -124,11 +124,11 @@ TEST(ContinuationTest, ReadsEventsThatDifferInTheirTextAloneAsItReadsTheOthers) 
 TEST(ContinuationTest, KnowsWhenOnlyTheEndIsMissing) {
   const std::string last = R"(data: {"choices":[{"index":0,"text":"a","finish_reason":"stop"}]})"
                            "\n\n";
-  Continuation plain(kText, R"({"prompt":"Tell"})", true);
+  Continuation plain(kText, R"({"prompt":"Tell"})", true, true);
   EXPECT_FALSE(plain.finished());
   plain.sent(last);
   EXPECT_TRUE(plain.finished());
-  Continuation counted(kText, R"({"prompt":"Tell","stream_options":{"include_usage":true}})", true);
+  Continuation counted(kText, R"({"prompt":"Tell","stream_options":{"include_usage":true}})", true, true);
   counted.sent(last);
   EXPECT_FALSE(counted.finished());
   EXPECT_FALSE(counted.next_body().ok());

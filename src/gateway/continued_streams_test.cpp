@@ -6,7 +6,7 @@
 namespace moonpool::gateway::testing {
 namespace {
 
-constexpr std::string_view kGreedy = R"({"prompt":"Tell","max_tokens":6,"stream":true,"temperature":0})";
+constexpr std::string_view kGreedy = R"({"prompt":"Tell","max_tokens":6,"stream":true,"temperature":0,"return_token_ids":true})";
 constexpr std::string_view kSampled = R"({"prompt":"Tell","max_tokens":6,"stream":true,"temperature":1})";
 
 class ContinuedStreamsTest : public GatewayTest {
@@ -73,6 +73,19 @@ TEST_F(ContinuedStreamsTest, AreGreedyOnesUnlessToldOtherwise) {
   EXPECT_NE(cut.body.find("--continue-streams"), std::string::npos) << cut.body;
 }
 
+TEST_F(ContinuedStreamsTest, AreNotGuessedUnlessToldSo) {
+  constexpr const char* kUncounted = R"({"prompt":"Tell","max_tokens":6,"stream":true,"temperature":0})";
+  start_dying(2);
+  const auto cut = disturbed(kUncounted);
+  EXPECT_FALSE(cut.complete);
+  EXPECT_NE(cut.body.find("return_token_ids"), std::string::npos) << cut.body;
+  gateway.reset();
+  Settings settings = test_settings();
+  settings.continue_streams = ContinueStreams::kAlways;
+  start_dying(2, settings);
+  EXPECT_EQ(text_of(disturbed(kUncounted)), "Once upon a time there was");
+}
+
 TEST_F(ContinuedStreamsTest, SaySoAsTheyAreTold) {
   start_dying(2);
   EXPECT_NE(disturbed(kGreedy).body.find("\n\n: continued by another instance after 2 tokens\n\n"), std::string::npos);
@@ -89,8 +102,8 @@ TEST_F(ContinuedStreamsTest, SaySoAsTheyAreTold) {
 
 TEST_F(ContinuedStreamsTest, CountTheWholeAnswer) {
   start_dying(2);
-  const auto answer =
-      disturbed(R"({"prompt":"Tell","max_tokens":6,"stream":true,"temperature":0,"stream_options":{"include_usage":true}})");
+  const auto answer = disturbed(
+      R"({"prompt":"Tell","max_tokens":6,"stream":true,"temperature":0,"return_token_ids":true,"stream_options":{"include_usage":true}})");
   EXPECT_NE(answer.body.find(R"("usage":{"prompt_tokens":3,"completion_tokens":6,"total_tokens":9})"), std::string::npos) << answer.body;
 }
 

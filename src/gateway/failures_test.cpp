@@ -106,9 +106,9 @@ std::string body(Request request) {
     case Request::kStream:
       return R"({"model":"m","prompt":"Tell","max_tokens":8,"stream":true,"temperature":0.7})";
     case Request::kGreedyStream:
-      return R"({"model":"m","prompt":"Tell","max_tokens":8,"stream":true,"temperature":0,"stream_options":{"include_usage":false}})";
+      return R"({"model":"m","prompt":"Tell","max_tokens":8,"stream":true,"temperature":0,"return_token_ids":true,"stream_options":{"include_usage":false}})";
     case Request::kGreedyChat:
-      return R"({"model":"m","messages":[{"role":"user","content":"Tell"}],"max_tokens":8,"stream":true,"temperature":0.0})";
+      return R"({"model":"m","messages":[{"role":"user","content":"Tell"}],"max_tokens":8,"stream":true,"temperature":0.0,"return_token_ids":true})";
   }
   return {};
 }

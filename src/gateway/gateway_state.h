@@ -39,8 +39,7 @@ struct GatewayState {
   }
   [[nodiscard]] std::shared_ptr<Instance> make_instance(const InstanceName& name, const Group& group,
                                                         std::optional<std::chrono::milliseconds> slow_start = std::nullopt) const {
-    return std::make_shared<Instance>(name, group.role(), settings.health.circuit,
-                                      slow_start.value_or(settings.health.slow_start));
+    return std::make_shared<Instance>(name, group.role(), settings.health.circuit, slow_start.value_or(settings.health.slow_start));
   }
   [[nodiscard]] Group& group_of(std::string_view role) { return role == "prefill" ? prefill : decode; }
 

@@ -84,7 +84,7 @@ Task<bool> Relay::completion() {
   }
   const ContinueStreams mode = state_.settings.continue_streams;
   if (edited->is_streamed && mode != ContinueStreams::kOff && (edited->is_greedy || mode == ContinueStreams::kAlways)) {
-    continuation_.emplace(request_.path(), request_.body, edited->is_greedy);
+    continuation_.emplace(request_.path(), request_.body, edited->is_greedy, mode == ContinueStreams::kAlways);
   }
   record_.hops_started = RequestRecord::Clock::now();
   state_.retry_budget.request(record_.hops_started);

@@ -85,9 +85,10 @@ void add_health(CLI::App& app, Health& health) {
 void add_continuation(CLI::App& app, Settings& settings) {
   using Streams = ContinueStreams;
   using Marker = ContinueMarker;
-  add_choice<Streams>(app, "--continue-streams", settings.continue_streams,
-                      {{"off", Streams::kOff}, {"greedy", Streams::kGreedy}, {"always", Streams::kAlways}},
-                      "Streams that go on at another instance when theirs dies: those at temperature 0, all, none");
+  add_choice<Streams>(
+      app, "--continue-streams", settings.continue_streams,
+      {{"off", Streams::kOff}, {"greedy", Streams::kGreedy}, {"always", Streams::kAlways}},
+      "Streams that go on at another instance when theirs dies: those at temperature 0 whose events count their tokens, all, none");
   add_choice<Marker>(app, "--continue-marker", settings.continue_marker,
                      {{"off", Marker::kOff}, {"comment", Marker::kComment}, {"event", Marker::kEvent}},
                      "How such a stream says so: an SSE comment, an event named continued, not at all");

@@ -14,7 +14,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   const std::string_view sent = all.substr(std::min(first + 1, all.size()), second - std::min(first + 1, second));
   const std::string_view more = all.substr(std::min(second + 1, all.size()));
   for (const char* path : {"/v1/completions", "/v1/chat/completions"}) {
-    moonpool::gateway::Continuation continuation(path, body, size % 2 == 0);
+    moonpool::gateway::Continuation continuation(path, body, size % 2 == 0, size % 3 == 0);
     moonpool::gateway::SseStream events;
     const std::string passed = events.feed(std::string(sent));
     if (events.has_error()) static_cast<void>(moonpool::gateway::status_in_error(events.error()));

@@ -16,7 +16,8 @@ namespace {
 const Status kBroken(ErrorCode::kUnavailable, "broken");
 
 std::shared_ptr<Instance> make_instance(int number, std::chrono::nanoseconds slow_start = {}) {
-  return std::make_shared<Instance>(InstanceName::parse("node" + std::to_string(number) + ":1").value(), "decode", CircuitSettings{.failures_to_open = 1}, slow_start);
+  return std::make_shared<Instance>(InstanceName::parse("node" + std::to_string(number) + ":1").value(), "decode",
+                                    CircuitSettings{.failures_to_open = 1}, slow_start);
 }
 
 // A body of its own for each number: what differs by user or prompt differs here.
