@@ -322,7 +322,9 @@ TEST_F(MetricsTest, GapsBetweenTokensAreTheirTimes) {
   for (int i = 0; i < 4; ++i) {
     last_released = Clock::now();
     decode[0]->release_tokens(1);
-    if (i == 0) ASSERT_EQ(client.read_head().status, 200U);
+    if (i == 0) {
+      ASSERT_EQ(client.read_head().status, 200U);
+    }
     ASSERT_TRUE(client.read_chunk().has_value());
     if (i == 0) first_seen = Clock::now();
   }

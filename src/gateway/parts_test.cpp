@@ -187,7 +187,9 @@ TEST(LatencyTest, EverySampleLiesBelowTheEdgeOfItsBucket) {
     while (histogram.in_bucket(bucket) == 0) ++bucket;
     const double seconds = static_cast<double>(us) / 1e6;
     EXPECT_LT(seconds, LatencyHistogram::upper_edge_s(bucket)) << us;
-    if (bucket > 0) EXPECT_GE(seconds, LatencyHistogram::upper_edge_s(bucket - 1)) << us;
+    if (bucket > 0) {
+      EXPECT_GE(seconds, LatencyHistogram::upper_edge_s(bucket - 1)) << us;
+    }
   }
 }
 
