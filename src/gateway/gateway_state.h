@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "gateway/group.h"
+#include "gateway/latency.h"
 #include "gateway/retry.h"
 #include "gateway/settings.h"
 
@@ -27,6 +28,7 @@ struct Counters {
   std::atomic<std::uint64_t> retries_refused{0};     // not sent, because the retry budget was used up
   std::atomic<std::uint64_t> bad_requests{0};        // refused before any hop
   std::atomic<std::uint64_t> client_connections{0};  // open now
+  LatencyHistogram first_byte;                       // completions: from the whole request to the first byte of an answer that is no error
 };
 
 struct GatewayState {

@@ -30,6 +30,7 @@ TEST_F(GatewayWholeTest, StatusShowsWhatTheDemoDidAndMore) {
   EXPECT_EQ(one.at("state").as_string(), "healthy");
   EXPECT_EQ(one.at("requests").to_number<int>(), 1);
   EXPECT_EQ(one.at("latency").at("count").to_number<int>(), 1);
+  EXPECT_EQ(one.at("inter_token_latency").at("count").to_number<int>(), 0);
   EXPECT_EQ(counter("answered"), 1);
 }
 
@@ -301,7 +302,8 @@ TEST(GatewayProcessTest, ServesStopsAtSigtermAndNeverLogsAKey) {
   ASSERT_TRUE(process.ok()) << process.status().message();
   ASSERT_TRUE(test::wait_until([&] { return test::accepts_connections("127.0.0.1", port); }, soon()));
   const std::string secret = "Authorization: Bearer client-secret-2\r\nX-API-Key: admin-secret-1\r\n";
-  EXPECT_EQ(TestClient(port).post("/v1/completions?key=query-secret-3", kPlain, secret).status, 200U);
+  const std::string trace = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00\r\n";
+  EXPECT_EQ(TestClient(port).post("/v1/completions?key=query-secret-3", kPlain, secret + trace).status, 200U);
   EXPECT_EQ(TestClient(port).post("/instances/add", addition("decode", upstream.name()), secret).status, 200U);
   EXPECT_EQ(TestClient(port).post("/instances/add", "{}", "X-API-Key: guessed-secret-4\r\n").status, 403U);
   upstream.stop();
@@ -311,7 +313,10 @@ TEST(GatewayProcessTest, ServesStopsAtSigtermAndNeverLogsAKey) {
   const std::string log = process->output();
   EXPECT_NE(log.find("prefill instance " + upstream.name()), std::string::npos) << log;
   EXPECT_NE(log.find("POST /v1/completions 200"), std::string::npos) << log;
-  EXPECT_NE(log.find("prefill_ms="), std::string::npos) << log;
+  EXPECT_NE(log.find("trace=4bf92f3577b34da6a3ce929d0e0e4736 "), std::string::npos) << log;
+  for (const char* stage : {" received=20", " queue_ms=", " prefill_done_ms=", " first_byte_ms=", " last_byte_ms="}) {
+    EXPECT_NE(log.find(stage), std::string::npos) << stage << log;
+  }
   const std::string audited = "action=add instance=" + upstream.name() + " type=decode result=200";
   EXPECT_NE(log.find("audit: from=127.0.0.1"), std::string::npos) << log;
   EXPECT_NE(log.find(audited), std::string::npos) << log;

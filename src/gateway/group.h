@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "gateway/instance.h"
+#include "gateway/latency.h"
 #include "gateway/policy.h"
 
 namespace moonpool::gateway {
@@ -38,6 +39,8 @@ class Group {
   // The policy's choice among the healthy ones that are not in `tried`; when no such one is left, among the unhealthy ones (a request that
   // would fail otherwise loses nothing by trying). Never one that is draining. Null when all were tried.
   [[nodiscard]] std::shared_ptr<Instance> pick(const RequestFacts& request, std::span<const std::shared_ptr<Instance>> tried) const;
+
+  LatencyHistogram hops;  // how long requests were in this hop, with all its tries, however it ended
 
  private:
   const std::string role_;

@@ -171,7 +171,7 @@ std::size_t ResponseParser::on_chunk_body_impl(std::uint64_t, View bytes, Error&
   return bytes.size();
 }
 
-std::string forwarded_request_fields(const HeaderFields& headers, std::string_view request_id) {
+std::string forwarded_request_fields(const HeaderFields& headers, std::string_view request_id, bool with_tracestate) {
   std::string text;
   text.reserve(512);
   bool has_request_id = false;
@@ -182,6 +182,8 @@ std::string forwarded_request_fields(const HeaderFields& headers, std::string_vi
       continue;
     }
     if (connection_names_fields && is_named_by_connection(headers, field.name)) continue;
+    if (equals_ignoring_case(field.name, "traceparent")) continue;
+    if (!with_tracestate && equals_ignoring_case(field.name, "tracestate")) continue;
     has_request_id = has_request_id || equals_ignoring_case(field.name, "x-request-id");
     append_field(text, field.name, field.value);
   }
@@ -190,12 +192,12 @@ std::string forwarded_request_fields(const HeaderFields& headers, std::string_vi
 }
 
 std::string upstream_request_head(std::string_view method, std::string_view target, std::string_view host,
-                                  std::string_view forwarded_fields, std::size_t body_bytes) {
+                                  std::string_view forwarded_fields, std::size_t body_bytes, std::string_view hop_fields) {
   std::string text;
-  text.reserve(method.size() + target.size() + host.size() + forwarded_fields.size() + 64);
+  text.reserve(method.size() + target.size() + host.size() + forwarded_fields.size() + hop_fields.size() + 64);
   text.append(method).append(" ").append(target).append(" HTTP/1.1\r\n");
   append_field(text, "Host", host);
-  text.append(forwarded_fields);
+  text.append(forwarded_fields).append(hop_fields);
   if (body_bytes != 0 || method == "POST") append_field(text, "Content-Length", std::to_string(body_bytes));
   text.append("\r\n");
   return text;

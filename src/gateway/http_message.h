@@ -97,11 +97,13 @@ class ResponseParser final : public http::basic_parser<false> {
 };
 
 // The client's fields as lines for an upstream request: without hop-by-hop fields, those that Connection names, Host, Content-Length,
-// Accept-Encoding (the gateway reads the answers) and the gateway's own admin key. Adds X-Request-Id where the client sent none.
-[[nodiscard]] std::string forwarded_request_fields(const HeaderFields& headers, std::string_view request_id);
-// Start line and fields of an upstream request, blank line included.
+// Accept-Encoding (the gateway reads the answers), the gateway's own admin key, and traceparent, which each hop gets anew; tracestate goes
+// along with `with_tracestate` alone (trace_context.h). Adds X-Request-Id where the client sent none.
+[[nodiscard]] std::string forwarded_request_fields(const HeaderFields& headers, std::string_view request_id, bool with_tracestate);
+// Start line and fields of an upstream request, blank line included. Both kinds of fields are whole lines.
 [[nodiscard]] std::string upstream_request_head(std::string_view method, std::string_view target, std::string_view host,
-                                                std::string_view forwarded_fields, std::size_t body_bytes);
+                                                std::string_view forwarded_fields, std::size_t body_bytes,
+                                                std::string_view hop_fields = {});
 
 // How the body of an answer to the client is delimited.
 enum class Framing { kLength, kChunked, kUntilClose };

@@ -53,7 +53,8 @@ class Instance {
   // The share of a full load that it should get now: from 0.1 up to 1 within its slow start, 1 afterwards.
   [[nodiscard]] double weight() const;
   [[nodiscard]] bool draining() const { return draining_.load(std::memory_order_relaxed); }
-  // "draining", "unhealthy", "starting" (nothing was heard of it yet), "slow-start" or "healthy".
+  // One of these; "starting": nothing was heard of it yet.
+  static constexpr std::array<std::string_view, 5> kStateNames{"starting", "slow-start", "healthy", "unhealthy", "draining"};
   [[nodiscard]] std::string_view state() const;
   void set_draining(bool draining) { draining_.store(draining, std::memory_order_relaxed); }
   [[nodiscard]] std::string last_error() const;
@@ -68,8 +69,9 @@ class Instance {
   void probe_succeeded();
   void probe_failed(const Status& reason, bool first_look);
 
-  LatencyHistogram first_byte;  // from sending a request to the first byte of its answer
-  LatencyHistogram total;       // to its last
+  LatencyHistogram first_byte;      // from sending a request to the first byte of its answer
+  LatencyHistogram total;           // to its last
+  LatencyHistogram between_events;  // of a stream, as the gateway reads them: inter-token latency
 
   // Counts a request for as long as it exists.
   class InFlight {

@@ -1,6 +1,6 @@
 // A histogram of durations that many threads fill without a lock: 64 buckets, two per power of two from 50 us to some days.
 //
-// Costs one relaxed increment per sample and 512 bytes. Percentiles are read as the upper edge of their bucket: right within 42%,
+// Costs two relaxed increments per record() and 520 bytes. Percentiles are read as the upper edge of their bucket: right within 42%,
 // which is enough to see which instance is slow.
 #pragma once
 
@@ -16,17 +16,24 @@ namespace moonpool::gateway {
 
 class LatencyHistogram {
  public:
-  void record(std::chrono::nanoseconds duration) {
+  static constexpr std::size_t kBuckets = 64;
+
+  // `times` samples of the same duration.
+  void record(std::chrono::nanoseconds duration, std::uint64_t times = 1) {
     const auto us = static_cast<std::uint64_t>(std::max<std::int64_t>(0, duration.count() / 1000));
-    buckets_[bucket_of(us)].fetch_add(1, std::memory_order_relaxed);
-    count_.fetch_add(1, std::memory_order_relaxed);
-    sum_us_.fetch_add(us, std::memory_order_relaxed);
+    buckets_[bucket_of(us)].fetch_add(times, std::memory_order_relaxed);
+    sum_us_.fetch_add(us * times, std::memory_order_relaxed);
   }
 
-  [[nodiscard]] std::uint64_t count() const { return count_.load(std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t count() const {
+    std::uint64_t all = 0;
+    for (const auto& bucket : buckets_) all += bucket.load(std::memory_order_relaxed);
+    return all;
+  }
+  [[nodiscard]] double sum_s() const { return static_cast<double>(sum_us_.load(std::memory_order_relaxed)) / 1e6; }
   [[nodiscard]] double mean_ms() const {
     const auto n = count();
-    return n == 0 ? 0 : static_cast<double>(sum_us_.load(std::memory_order_relaxed)) / static_cast<double>(n) / 1000;
+    return n == 0 ? 0 : sum_s() / static_cast<double>(n) * 1000;
   }
   // `share` in (0, 1]; 0 when nothing was recorded.
   [[nodiscard]] double percentile_ms(double share) const {
@@ -38,6 +45,10 @@ class LatencyHistogram {
     }
     return 0;
   }
+
+  // For those who show the buckets: samples in one, and the duration below which they are. The last bucket has no edge of its own.
+  [[nodiscard]] std::uint64_t in_bucket(std::size_t bucket) const { return buckets_[bucket].load(std::memory_order_relaxed); }
+  [[nodiscard]] static double upper_edge_s(std::size_t bucket) { return upper_edge_us(bucket) / 1e6; }
 
  private:
   // Bucket 2k holds [2^k, 1.5 * 2^k) units, bucket 2k+1 the rest up to 2^(k+1); a unit is 50 us.
@@ -53,9 +64,7 @@ class LatencyHistogram {
   }
 
   static constexpr std::uint64_t kUnitUs = 50;
-  static constexpr std::size_t kBuckets = 64;
   std::array<std::atomic<std::uint64_t>, kBuckets> buckets_{};
-  std::atomic<std::uint64_t> count_{0};
   std::atomic<std::uint64_t> sum_us_{0};
 };
 

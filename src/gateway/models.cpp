@@ -56,7 +56,8 @@ std::string merge_model_lists(const std::vector<std::string>& bodies) {
   return json::serialize(json::object{{"object", "list"}, {"data", std::move(all)}});
 }
 
-Task<Reply> merged_models(GatewayState& state, UpstreamPool& pool, const Group& group, std::string fields, Cancellation& cancellation) {
+Task<Reply> merged_models(GatewayState& state, UpstreamPool& pool, const Group& group, std::string fields, const TraceContext& trace,
+                          Cancellation& cancellation) {
   const auto list = group.snapshot();
   InstanceList usable;
   for (const auto& instance : *list) {
@@ -72,7 +73,10 @@ Task<Reply> merged_models(GatewayState& state, UpstreamPool& pool, const Group& 
   asked->all_answered.expires_at(deadline.time());
   for (std::size_t i = 0; i < usable.size(); ++i) {
     asio::co_spawn(
-        executor, [asked, i, &pool, instance = usable[i], fields, deadline] { return ask(asked, i, pool, instance, fields, deadline); },
+        executor,
+        [asked, i, &pool, instance = usable[i], its_fields = fields + trace.hop_field(), deadline] {
+          return ask(asked, i, pool, instance, its_fields, deadline);
+        },
         asio::detached);
   }
   {

@@ -73,6 +73,20 @@ TEST(SseStreamTest, IsNotFooledByDoneWithinText) {
   EXPECT_FALSE(events.done());
 }
 
+TEST(SseStreamTest, CountsEventsWithData) {
+  SseStream events;
+  EXPECT_EQ(events.data_events(), 0U);
+  EXPECT_NE(events.feed(": a comment\n\nevent: x\ndata: 1\ndata: 2\n\n"), "");
+  EXPECT_EQ(events.data_events(), 1U);
+  EXPECT_NE(events.feed("data: 3\r\n\r\ndata: 4\n\ndata: "), "");
+  EXPECT_EQ(events.data_events(), 3U);
+  EXPECT_NE(events.feed("5\n\ndata: [DONE]\n\n"), "");
+  EXPECT_EQ(events.data_events(), 4U);
+  SseStream broken;
+  EXPECT_EQ(broken.feed("data: 1\n\ndata: {\"error\":{}}\n\ndata: 2\n\n"), "data: 1\n\n");
+  EXPECT_EQ(broken.data_events(), 1U);
+}
+
 TEST(SseStreamTest, TakesDoneWithoutALineEnd) {
   SseStream events;
   EXPECT_EQ(events.feed("data:[DONE]"), "");
@@ -161,6 +175,22 @@ TEST(LatencyTest, PercentilesBoundTheirSamplesFromAbove) {
   EXPECT_GE(histogram.percentile_ms(0.99), 1000);
   EXPECT_LE(histogram.percentile_ms(0.99), 1510);
   EXPECT_NEAR(histogram.mean_ms(), 109, 0.1);
+  EXPECT_NEAR(histogram.sum_s(), 10.9, 0.001);
+}
+
+TEST(LatencyTest, EverySampleLiesBelowTheEdgeOfItsBucket) {
+  for (std::uint64_t us = 1; us < 10'000'000'000; us = us * 5 / 4 + 1) {
+    LatencyHistogram histogram;
+    histogram.record(std::chrono::microseconds(us), 3);
+    EXPECT_EQ(histogram.count(), 3U);
+    std::size_t bucket = 0;
+    while (histogram.in_bucket(bucket) == 0) ++bucket;
+    const double seconds = static_cast<double>(us) / 1e6;
+    EXPECT_LT(seconds, LatencyHistogram::upper_edge_s(bucket)) << us;
+    if (bucket > 0) {
+      EXPECT_GE(seconds, LatencyHistogram::upper_edge_s(bucket - 1)) << us;
+    }
+  }
 }
 
 TEST(SecretTest, ComparesWholeKeys) {
@@ -182,7 +212,12 @@ TEST(HttpMessageTest, ForwardsWhatConcernsTheInstanceAlone) {
   fields.add(http::field::unknown, "traceparent", "00-1-2-01");
   fields.add(http::field::content_length, "Content-Length", "3");
   fields.add(http::field::te, "TE", "trailers");
-  EXPECT_EQ(forwarded_request_fields(fields, "id1"), "Authorization: Bearer t\r\ntraceparent: 00-1-2-01\r\nX-Request-Id: id1\r\n");
+  fields.add(http::field::unknown, "tracestate", "a=1");
+  fields.add(http::field::unknown, "Tracestate", "b=2");
+  EXPECT_EQ(forwarded_request_fields(fields, "id1", true),
+            "Authorization: Bearer t\r\ntracestate: a=1\r\nTracestate: b=2\r\nX-Request-Id: id1\r\n");
+  EXPECT_EQ(forwarded_request_fields(fields, "id1", false), "Authorization: Bearer t\r\nX-Request-Id: id1\r\n");
+  EXPECT_EQ(upstream_request_head("GET", "/x", "a:1", "A: 1\r\n", 0, "B: 2\r\n"), "GET /x HTTP/1.1\r\nHost: a:1\r\nA: 1\r\nB: 2\r\n\r\n");
 }
 
 TEST(HttpMessageTest, ErrorsHaveOpenAiShape) {

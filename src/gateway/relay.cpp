@@ -72,7 +72,7 @@ Relay::Relay(GatewayState& state, UpstreamPool& pool, ClientConnection& client, 
       request_(request),
       record_(record),
       deadline_(TimeLimit::after({state.settings.timeouts.request, "--request-timeout"})),
-      forwarded_fields_(forwarded_request_fields(request.headers, record.id)),
+      forwarded_fields_(forwarded_request_fields(request.headers, record.id, record.trace.came_with_request())),
       keep_alive_(keep_alive) {}
 
 Task<bool> Relay::completion() {
@@ -94,6 +94,7 @@ Task<bool> Relay::completion() {
     const Turn turn = co_await prefill(std::move(edited->text));
     client_.unwatch();
     record_.prefill_done = RequestRecord::Clock::now();
+    state_.prefill.hops.record(record_.prefill_done - record_.hops_started);
     if (turn != Turn::kFailed || cancellation_.cancelled()) co_return finish(turn);
   }
   failure_.reset();
@@ -101,16 +102,19 @@ Task<bool> Relay::completion() {
 }
 
 Task<bool> Relay::forward(Group& group) {
-  if (record_.hops_started == Time{}) record_.hops_started = RequestRecord::Clock::now();
+  const Time begun = RequestRecord::Clock::now();
+  if (record_.hops_started == Time{}) record_.hops_started = begun;
   client_.watch(cancellation_);
   Tries tries(*this, group);
   for (auto instance = co_await tries.next(); instance != nullptr; instance = co_await tries.next()) {
     const Turn turn = co_await decode_on(instance);
     if (turn == Turn::kFailed && !cancellation_.cancelled()) continue;
     client_.unwatch();
+    group.hops.record(since(begun));
     co_return finish(turn);
   }
   client_.unwatch();
+  if (tries.count() > 0) group.hops.record(since(begun));
   std::string tried = tries.summary();
   co_return co_await give_up(group, std::move(tried));
 }
@@ -195,8 +199,9 @@ Task<Relay::Turn> Relay::decode_on(const std::shared_ptr<Instance>& instance) {
 }
 
 Task<Result<std::unique_ptr<Exchange>>> Relay::open(Instance& instance, std::string_view body, Patience patience) {
-  const UpstreamRequest request{
-      upstream_request_head(request_.method_text, request_.target, instance.name().to_string(), forwarded_fields_, body.size()), body};
+  const UpstreamRequest request{upstream_request_head(request_.method_text, request_.target, instance.name().to_string(), forwarded_fields_,
+                                                      body.size(), record_.trace.hop_field()),
+                                body};
   const ExchangeDeadlines deadlines{{state_.settings.timeouts.connect, "--connect-timeout"}, deadline_.sooner(patience)};
   co_return co_await pool_.open(instance.name(), request, deadlines, cancellation_);
 }
@@ -216,7 +221,7 @@ Task<Relay::Turn> Relay::whole_answer(Instance& instance, std::unique_ptr<Exchan
   instance.first_byte.record(since(sent));
   instance.answering();
   Status status = co_await read_whole(*exchange, state_.settings.limits.buffered_answer_bytes, between_bytes(), deadline_, cancellation_);
-  if (status.code() == ErrorCode::kBufferOverflow) co_return co_await pass_through(instance, std::move(exchange));
+  if (status.code() == ErrorCode::kBufferOverflow) co_return co_await pass_through(instance, std::move(exchange), sent);
   if (status.ok() && ends_with_connection && is_json(exchange->answer) && !is_whole_json(exchange->answer.body)) {
     status = Status(ErrorCode::kUnavailable, instance.name().to_string() + " closed the connection within its answer");
   }
@@ -229,7 +234,7 @@ Task<Relay::Turn> Relay::whole_answer(Instance& instance, std::unique_ptr<Exchan
 }
 
 // An answer too long to be held: passed on as it comes. Cut short, it misses its last chunk or the end of its length.
-Task<Relay::Turn> Relay::pass_through(Instance& instance, std::unique_ptr<Exchange> exchange) {
+Task<Relay::Turn> Relay::pass_through(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent) {
   ResponseParser& answer = exchange->answer;
   AnswerShape shape{Framing::kChunked, 0, keep_alive_, record_.id};
   if (const auto length = answer.content_length(); length) {
@@ -268,6 +273,7 @@ Task<Relay::Turn> Relay::pass_through(Instance& instance, std::unique_ptr<Exchan
     if (!written) co_return Turn::kClientGone;
   }
   instance.succeeded();
+  instance.total.record(since(sent));
   pool_.release(std::move(exchange));
   co_return Turn::kAnswered;
 }

@@ -64,7 +64,7 @@ class Relay {
   [[nodiscard]] Task<Turn> decode_on(const std::shared_ptr<Instance>& instance);
   [[nodiscard]] Task<Turn> stream(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent);
   [[nodiscard]] Task<Turn> whole_answer(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent);
-  [[nodiscard]] Task<Turn> pass_through(Instance& instance, std::unique_ptr<Exchange> exchange);
+  [[nodiscard]] Task<Turn> pass_through(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent);
   [[nodiscard]] Task<Turn> send_answer(Exchange& exchange);
   // `tried` says how many were, empty when there was none.
   [[nodiscard]] Task<bool> give_up(const Group& group, std::string tried);

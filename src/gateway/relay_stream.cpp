@@ -10,6 +10,27 @@ namespace {
 
 constexpr std::chrono::seconds kPatienceAfterDone{1};  // the answer is whole: its connection is not worth more
 
+// The time between a stream's data events: one clock read for each read that brought some. Those that came together lie 0 apart.
+class EventGaps {
+ public:
+  explicit EventGaps(LatencyHistogram& gaps) : gaps_(gaps) {}
+
+  // So many have come by now.
+  void note(std::uint64_t events) {
+    if (events == events_) return;
+    const auto now = RequestRecord::Clock::now();
+    if (events_ != 0) gaps_.record(now - last_);
+    if (const std::uint64_t together = events - events_ - 1; together > 0) gaps_.record(std::chrono::nanoseconds(0), together);
+    events_ = events;
+    last_ = now;
+  }
+
+ private:
+  LatencyHistogram& gaps_;
+  std::uint64_t events_ = 0;
+  RequestRecord::Time last_;
+};
+
 }  // namespace
 
 // The bytes pass as they arrive; the head waits for the first of them, because until then another instance can still be asked.
@@ -19,10 +40,12 @@ Task<Relay::Turn> Relay::stream(Instance& instance, std::unique_ptr<Exchange> ex
   const bool resumed = record_.status != 0;
   bool begun = false;
   SseStream events;
+  EventGaps gaps(instance.between_events);
   Status status;
   for (;;) {
     const bool ended = answer.is_done() || !status.ok();
     std::string ready = stream_bytes(events, instance, std::exchange(answer.body, {}), ended, status);
+    gaps.note(events.data_events());
     const bool over = ended || !status.ok();
     const bool complete = over && events.done();
     if (!ready.empty() && !std::exchange(begun, true)) {

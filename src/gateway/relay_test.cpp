@@ -1,6 +1,8 @@
 // A completion's way through prefill and decode, and every stage x failure of the contract in relay.h, over real sockets.
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "gateway/testing/gateway_fixture.h"
 
 namespace moonpool::gateway::testing {
@@ -11,7 +13,7 @@ using RelayTest = GatewayTest;
 TEST_F(RelayTest, PrefillGetsOneTokenAndDecodeTheClientsOwnBytes) {
   start_gateway(1, 1);
   const std::string body = R"({ "model":"m", "prompt":"T\u00e9ll", "max_tokens":40, "temperature":1.0e-0, "unknown":[1,{"a":null}] })";
-  const auto answer = complete(body, "Authorization: Bearer abc\r\nX-Request-Id: r-1\r\ntraceparent: 00-aa-bb-01\r\n");
+  const auto answer = complete(body, "Authorization: Bearer abc\r\nX-Request-Id: r-1\r\n");
   EXPECT_EQ(answer.status, 200U);
   EXPECT_TRUE(answer.complete);
   EXPECT_NE(answer.body.find(kWholeText), std::string::npos);
@@ -27,10 +29,71 @@ TEST_F(RelayTest, PrefillGetsOneTokenAndDecodeTheClientsOwnBytes) {
     EXPECT_EQ(seen->target, "/v1/completions");
     EXPECT_EQ(seen->fields.at("authorization"), "Bearer abc");
     EXPECT_EQ(seen->fields.at("x-request-id"), "r-1");
-    EXPECT_EQ(seen->fields.at("traceparent"), "00-aa-bb-01");
     EXPECT_EQ(seen->fields.at("content-type"), "application/json");
   }
   EXPECT_EQ(first[0].fields.at("host"), prefill[0]->name());
+}
+
+// A traceparent's trace-id and parent-id, empty when it has not the shape of version 00.
+struct Traced {
+  std::string trace_id;
+  std::string parent_id;
+  std::string flags;
+};
+
+Traced traced(const SeenRequest& seen) {
+  const auto field = seen.fields.find("traceparent");
+  if (field == seen.fields.end() || field->second.size() != 55 || !field->second.starts_with("00-")) return {};
+  return {field->second.substr(3, 32), field->second.substr(36, 16), field->second.substr(53)};
+}
+
+TEST_F(RelayTest, BothHopsStayInTheClientsTrace) {
+  start_gateway(1, 1);
+  const std::string trace_id = "4bf92f3577b34da6a3ce929d0e0e4736";
+  const std::string parent_id = "00f067aa0ba902b7";
+  EXPECT_EQ(complete(kPlain, "Traceparent: 00-" + trace_id + "-" + parent_id + "-01\r\ntracestate: a=1, b@c=x:y\r\n").status, 200U);
+  const Traced first = traced(prefill[0]->completions().at(0));
+  const Traced second = traced(decode[0]->completions().at(0));
+  for (const Traced& hop : {first, second}) {
+    EXPECT_EQ(hop.trace_id, trace_id);
+    EXPECT_EQ(hop.flags, "01");
+    EXPECT_NE(hop.parent_id, parent_id);
+    EXPECT_NE(hop.parent_id, std::string(16, '0'));
+  }
+  EXPECT_NE(first.parent_id, second.parent_id);
+  EXPECT_EQ(prefill[0]->completions()[0].fields.at("tracestate"), "a=1, b@c=x:y");
+  EXPECT_EQ(decode[0]->completions()[0].fields.at("tracestate"), "a=1, b@c=x:y");
+}
+
+TEST_F(RelayTest, WithoutAValidTraceANewOneStarts) {
+  start_gateway(1, 1);
+  const std::string valid = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n";
+  const std::vector<std::string> cases{"", "traceparent: 00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01\r\n", valid + valid};
+  std::set<std::string> trace_ids{"", "4bf92f3577b34da6a3ce929d0e0e4736", "4BF92F3577B34DA6A3CE929D0E0E4736"};
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    EXPECT_EQ(complete(kPlain, cases[i] + "tracestate: a=1\r\n").status, 200U);
+    const auto seen = decode[0]->completions().at(i);
+    const Traced decoded = traced(seen);
+    EXPECT_TRUE(trace_ids.insert(decoded.trace_id).second) << decoded.trace_id;
+    EXPECT_EQ(decoded.flags, "00");
+    EXPECT_EQ(traced(prefill[0]->completions().at(i)).trace_id, decoded.trace_id);
+    EXPECT_FALSE(seen.fields.contains("tracestate")) << cases[i];
+  }
+}
+
+TEST_F(RelayTest, EveryTryIsAHopOfItsOwn) {
+  Settings settings = test_settings();
+  settings.sample_traces = true;
+  start_gateway(0, 2, settings);
+  Behaviour broken;
+  broken.fault = Fault::kStatus;
+  for (const auto& one : decode) one->set_next(broken);
+  EXPECT_EQ(complete(kPlain).status, 500U);
+  const Traced first = traced(decode[0]->completions().at(0));
+  const Traced second = traced(decode[1]->completions().at(0));
+  EXPECT_EQ(first.trace_id, second.trace_id);
+  EXPECT_NE(first.parent_id, second.parent_id);
+  EXPECT_EQ(first.flags, "01");
 }
 
 TEST_F(RelayTest, ChatCompletionsTakeTheSameWay) {

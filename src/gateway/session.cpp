@@ -1,10 +1,13 @@
 #include "gateway/session.h"
 
+#include <chrono>
+#include <ctime>
 #include <optional>
 
 #include "base/ids.h"
 #include "base/logging.h"
 #include "gateway/admin.h"
+#include "gateway/metrics.h"
 #include "gateway/models.h"
 #include "gateway/relay.h"
 #include "gateway/request_record.h"
@@ -14,7 +17,7 @@ namespace moonpool::gateway {
 
 namespace {
 
-enum class Route { kCompletion, kPassOn, kModels, kHealth, kReady, kStatus, kInstances, kAdd, kRemove, kSetRole };
+enum class Route { kCompletion, kPassOn, kModels, kHealth, kReady, kStatus, kMetrics, kInstances, kAdd, kRemove, kSetRole };
 
 struct RouteEntry {
   std::string_view path;
@@ -39,6 +42,7 @@ constexpr RouteEntry kRoutes[] = {
     {"/health", http::verb::get, Route::kHealth},
     {"/ready", http::verb::get, Route::kReady},
     {"/status", http::verb::get, Route::kStatus},
+    {"/metrics", http::verb::get, Route::kMetrics},
     {"/instances", http::verb::get, Route::kInstances},
     {"/instances/add", http::verb::post, Route::kAdd},
     {"/instances/remove", http::verb::post, Route::kRemove},
@@ -53,9 +57,22 @@ std::string request_id_of(const RequestParser& request) {
   return printable ? std::string(given) : NodeId::generate().to_string();
 }
 
-double ms_between(RequestRecord::Time from, RequestRecord::Time to) {
-  if (from == RequestRecord::Time{} || to == RequestRecord::Time{}) return 0;
-  return std::chrono::duration<double, std::milli>(to - from).count();
+// Milliseconds after the request's arrival, "-" for a stage that was not reached.
+std::string stage_ms(const RequestRecord& record, RequestRecord::Time stage) {
+  if (stage == RequestRecord::Time{}) return "-";
+  return fmt::format("{:.1f}", std::chrono::duration<double, std::milli>(stage - record.received).count());
+}
+
+// The wall clock at a moment of the steady one, in UTC.
+std::string utc_text(RequestRecord::Time moment) {
+  const auto age = std::chrono::duration_cast<std::chrono::system_clock::duration>(RequestRecord::Clock::now() - moment);
+  const auto ms =
+      std::chrono::duration_cast<std::chrono::milliseconds>((std::chrono::system_clock::now() - age).time_since_epoch()).count();
+  const std::time_t seconds = ms / 1000;
+  std::tm parts{};
+  ::gmtime_r(&seconds, &parts);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z", parts.tm_year + 1900, parts.tm_mon + 1, parts.tm_mday, parts.tm_hour,
+                     parts.tm_min, parts.tm_sec, ms % 1000);
 }
 
 void log_access(const RequestRecord& record, const GatewayState& state) {
@@ -63,12 +80,13 @@ void log_access(const RequestRecord& record, const GatewayState& state) {
   auto level = state.settings.access_log ? spdlog::level::info : spdlog::level::debug;
   if (wrong) level = spdlog::level::warn;
   if (!log::logger().should_log(level)) return;
-  const auto ms = [](double value) { return fmt::format("{:.1f}", value); };
-  log::logger().log(level, "{} {} {} id={} prefill={} decode={} attempts={} queue_ms={} prefill_ms={} first_byte_ms={} total_ms={}{}{}",
-                    record.method, record.path, record.status, record.id, record.prefill.empty() ? "-" : record.prefill,
-                    record.decode.empty() ? "-" : record.decode, record.attempts, ms(ms_between(record.received, record.hops_started)),
-                    ms(ms_between(record.hops_started, record.prefill_done)), ms(ms_between(record.received, record.first_byte)),
-                    ms(ms_between(record.received, record.done)),
+  log::logger().log(level,
+                    "{} {} {} id={} trace={} prefill={} decode={} attempts={} received={} queue_ms={} prefill_done_ms={} first_byte_ms={} "
+                    "last_byte_ms={}{}{}",
+                    record.method, record.path, record.status, record.id, record.trace.trace_id(),
+                    record.prefill.empty() ? "-" : record.prefill, record.decode.empty() ? "-" : record.decode, record.attempts,
+                    utc_text(record.received), stage_ms(record, record.hops_started), stage_ms(record, record.prefill_done),
+                    stage_ms(record, record.first_byte), stage_ms(record, record.done),
                     record.client_gone ? " client_gone"
                     : record.cut       ? " cut"
                                        : "",
@@ -89,6 +107,7 @@ class Session {
     }
     RequestRecord record;
     record.id = request_id_of(request);
+    record.trace = TraceContext::of(request.headers, state_.settings.sample_traces);
     record.method = request.method_text;
     record.path = std::string(request.path());
     const bool keep_alive = request.keep_alive() && request.version == 11 && !state_.stopping.load(std::memory_order_relaxed);
@@ -118,7 +137,9 @@ class Session {
     switch (by_path->route) {
       case Route::kCompletion: {
         Relay relay(state_, pool_, client_, request, record, keep_alive);
-        co_return co_await relay.completion();
+        const bool again = co_await relay.completion();
+        if (record.status != 0 && record.status < 400) state_.counters.first_byte.record(record.first_byte - record.received);
+        co_return again;
       }
       case Route::kPassOn:
         co_return co_await pass_on(request, record, keep_alive);
@@ -156,7 +177,8 @@ class Session {
     if (group.snapshot()->size() < 2) co_return co_await pass_on(request, record, keep_alive);
     Cancellation cancellation;
     client_.watch(cancellation);
-    Reply answer = co_await merged_models(state_, pool_, group, forwarded_request_fields(request.headers, record.id), cancellation);
+    std::string fields = forwarded_request_fields(request.headers, record.id, record.trace.came_with_request());
+    Reply answer = co_await merged_models(state_, pool_, group, std::move(fields), record.trace, cancellation);
     client_.unwatch();
     co_return co_await reply(record, std::move(answer), keep_alive, {});
   }
@@ -164,6 +186,7 @@ class Session {
   [[nodiscard]] Reply own_reply(Route route, const RequestParser& request) const {
     if (route == Route::kHealth) return health_reply(state_);
     if (route == Route::kReady) return ready_reply(state_);
+    if (route == Route::kMetrics) return {200, metrics_text(state_), kMetricsContentType};
     return route == Route::kInstances ? instances_reply(state_) : status_reply(state_, request);
   }
 

@@ -149,6 +149,7 @@ void declare_flags(CLI::App& app, Settings& settings, RawFlags& raw) {
       ->capture_default_str();
   app.add_option("--max-connections", settings.limits.client_connections, "Client connections at most")->capture_default_str();
   app.add_flag("--access-log", settings.access_log, "Log every request at level info (else debug; failed ones always)");
+  app.add_flag("--sample-traces", settings.sample_traces, "Traces that start here (no valid traceparent) are marked as sampled");
   app.add_option("--log-level", settings.log_level, "trace, debug, info, warning, error, off")->capture_default_str();
   app.add_option_function<double>(
          "--slow-start",

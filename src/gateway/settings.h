@@ -89,6 +89,7 @@ struct Settings {
   unsigned threads = 0;   // 0: one per core
   unsigned attempts = 3;  // instances tried at most for one hop of one request
   bool access_log = false;
+  bool sample_traces = false;  // traces that start here say that they are sampled
   std::string log_level = "info";
   Timeouts timeouts;
   Limits limits;

@@ -82,9 +82,11 @@ std::size_t SseStream::inspect(std::string_view lines) {
           error_ = *payload;
           return all - lines.size();
         }
+        if (*payload != "[DONE]" && !std::exchange(event_has_data_, true)) ++data_events_;
       }
     }
     between_events_ = line.empty() || line == "\r";
+    if (between_events_) event_has_data_ = false;
     lines.remove_prefix(std::min(end + 1, lines.size()));
   }
   return all;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -25,6 +26,8 @@ class SseStream {
   [[nodiscard]] std::string finish();
 
   [[nodiscard]] bool done() const { return done_; }  // the final event was seen
+  // Events with data that were let through so far; [DONE] is none, nor is one of more than kLongestHeldLine.
+  [[nodiscard]] std::uint64_t data_events() const { return data_events_; }
   // The event of an error was met; what it carries. Nothing more is let through.
   [[nodiscard]] bool has_error() const { return error_.has_value() && !errors_pass_; }
   [[nodiscard]] std::string_view error() const { return *error_; }
@@ -40,6 +43,8 @@ class SseStream {
   [[nodiscard]] std::size_t inspect(std::string_view lines);
 
   std::string held_;
+  std::uint64_t data_events_ = 0;
+  bool event_has_data_ = false;  // the event in progress was counted
   bool done_ = false;
   bool final_event_ = false;  // within an event that is the last one of a response
   bool mid_line_ = false;

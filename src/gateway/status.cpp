@@ -43,7 +43,8 @@ json::object describe(const Instance& instance) {
           {"last_error", error_age < 0 ? json::value(nullptr) : json::value(text(instance.last_error()))},
           {"last_error_age_s", error_age < 0 ? json::value(nullptr) : json::value(error_age)},
           {"first_byte_latency", latency(instance.first_byte)},
-          {"latency", latency(instance.total)}};
+          {"latency", latency(instance.total)},
+          {"inter_token_latency", latency(instance.between_events)}};
 }
 
 json::array describe_instances(const GatewayState& state) {
@@ -99,10 +100,10 @@ Reply status_as_json(const GatewayState& state) {
 }
 
 // One row of the table for people.
-using Row = std::array<std::string, 11>;
+using Row = std::array<std::string, 13>;
 
-const Row kTitles{"role",   "instance",       "state",          "load share", "in flight", "requests",
-                  "errors", "first byte p50", "first byte p99", "answer p50", "last error"};
+const Row kTitles{"role",           "instance",       "state",      "load share",      "in flight",       "requests",  "errors",
+                  "first byte p50", "first byte p99", "answer p50", "inter-token p50", "inter-token p99", "last error"};
 
 Row row_of(const Instance& instance) {
   const auto ms = [](const LatencyHistogram& histogram, double share) {
@@ -119,6 +120,8 @@ Row row_of(const Instance& instance) {
           ms(instance.first_byte, 0.5),
           ms(instance.first_byte, 0.99),
           ms(instance.total, 0.5),
+          ms(instance.between_events, 0.5),
+          ms(instance.between_events, 0.99),
           age < 0 ? "-" : fmt::format("{:.0f} s ago: {}", age, instance.last_error())};
 }
 
