@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +47,12 @@ def replace_between(page: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
+def remove_plots(folder: Path) -> None:
+    """Those of the tables. Others in the folder (the gateway's policies) are not drawn by this command, and stay."""
+    for path in [path for table in TABLES for path in folder.glob(f"{table}*.png")]:
+        path.unlink()
+
+
 def main(json_file: Path, *, update: bool, draw: Callable[[Path, Path], None]) -> int:
     if not json_file.is_file():
         raise UserError(f"there are no results at {json_file}", "./moonpool bench measures them")
@@ -55,7 +60,7 @@ def main(json_file: Path, *, update: bool, draw: Callable[[Path, Path], None]) -
     if not update:
         print(markdown(results))
         return 0
-    shutil.rmtree(PLOTS, ignore_errors=True)
+    remove_plots(PLOTS)
     draw(json_file, PLOTS)
     PAGE.write_text(replace_between(PAGE.read_text(), markdown(results, PLOTS)))
     board.say(f"updated: {PAGE.relative_to(ROOT)}, {PLOTS.relative_to(ROOT)}/")

@@ -53,6 +53,8 @@ struct PolicyOptions {
 // kConfig, naming the known ones, for a name that is not.
 [[nodiscard]] Result<std::unique_ptr<Policy>> make_policy(std::string_view name, const PolicyOptions& options = {});
 [[nodiscard]] std::span<const std::string_view> policy_names();
+// That of a group for which the user names none.
+[[nodiscard]] std::string_view default_policy();
 // "a, b or c", for messages and help texts.
 [[nodiscard]] std::string policy_names_text();
 

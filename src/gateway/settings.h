@@ -81,8 +81,8 @@ struct Settings {
   Discovery decode_discovery;
   std::string config_file;  // empty: none
   std::string host = "127.0.0.1";
-  std::uint16_t port = 8000;               // 0: any free port
-  std::string scheduling = "round_robin";  // the policy of a group that names none
+  std::uint16_t port = 8000;                 // 0: any free port
+  std::string scheduling{default_policy()};  // the policy of a group that names none
   std::string prefill_policy;
   std::string decode_policy;
   PolicyOptions policy_options;

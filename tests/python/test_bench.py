@@ -135,6 +135,13 @@ def test_the_page_of_this_checkout_has_the_markers() -> None:
     assert "new" in bench_docs.replace_between(bench_docs.PAGE.read_text(), "new")
 
 
+def test_only_the_plots_of_the_tables_make_room_for_new_ones(tmp_path: Path) -> None:
+    for name in ("store-tcp.png", "wire.png", "gateway-policies.png"):
+        (tmp_path / name).touch()
+    bench_docs.remove_plots(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["gateway-policies.png"]
+
+
 # -------------------------------------------------------------------------------------------------------------- options and other tools
 
 

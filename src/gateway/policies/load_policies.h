@@ -1,6 +1,6 @@
 // The policies that look at load alone, or at nothing.
 //
-// round_robin: in turn, whatever the load; the default, and right when requests are alike. random: the same without a shared counter.
+// round_robin: in turn, whatever the load; right when requests are alike. random: the same without a shared counter.
 // least_load: the fewest requests in flight; exact within one gateway, herds when several gateways see the same idle instance.
 // power_of_two: the less loaded of two drawn at random; nearly as even, and gateways do not herd.
 // Cost: O(1), but least_load O(instances). No locks. Threads: any.

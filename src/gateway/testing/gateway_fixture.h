@@ -38,6 +38,7 @@ class GatewayTest : public ::testing::Test {
   static Settings test_settings() {
     Settings settings;
     settings.model = "m";
+    settings.scheduling = "round_robin";  // tests count who got what
     settings.port = 0;
     settings.threads = 2;
     settings.admin_api_key = "top-secret-key";
