@@ -286,7 +286,7 @@ TEST_F(MetricsTest, RetriesContinuationsAndSkippedPrefillsAreCounted) {
   decode[0]->set(dies);
   double asked = 0;
   while (decode[0]->completions().empty() && asked < 4) {
-    EXPECT_TRUE(complete(R"({"prompt":"Tell","max_tokens":4,"stream":true,"temperature":0})").complete);
+    EXPECT_TRUE(complete(R"({"prompt":"Tell","max_tokens":4,"stream":true,"temperature":0,"return_token_ids":true})").complete);
     ++asked;
   }
   ASSERT_EQ(decode[0]->completions().size(), 1U);
