@@ -2,7 +2,7 @@
 //
 // Health is its circuit's (circuit_breaker.h): what requests and active checks saw of it, its own failures only (no connection, 5xx,
 // deadline, an answer cut short), never a client's 4xx or departure. An unhealthy one is passed over while others are healthy.
-// Slow start: an instance that joins a running gateway gets a share of requests that grows to a full one (weight(), which the policies
+// Slow start: an instance that joins a running gateway gets a share of the load that grows to a full one (weight(), which the policies
 // respect), so that its first requests find compiled kernels and warm caches growing, not a full load.
 // Draining: it finishes what it has and is given nothing new, until it leaves the group or the draining is called off.
 // Threads: any; counters are relaxed atomics, the texts are behind a lock that no request takes unless it fails.

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <limits>
-#include <thread>
 #include <utility>
 
 #include "net/object_messages.h"

@@ -2,8 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <atomic>
-
 #include "store/fenced_memory.h"
 
 namespace moonpool::store {

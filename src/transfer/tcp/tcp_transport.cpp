@@ -73,7 +73,8 @@ Status exchange_with_retry(net::LanePool& lanes, const Peer& peer, const Exchang
 
 // Frame after frame over one lane at a time. Once the path has failed, the rest fails with it rather than waiting for it again.
 template <typename Operation, typename Exchange>
-void run_stripe(net::LanePool& lanes, const Peer& peer, std::span<Outgoing<Operation>> stripe, const Exchange& exchange, Deadline deadline) {
+void run_stripe(net::LanePool& lanes, const Peer& peer, std::span<Outgoing<Operation>> stripe, const Exchange& exchange,
+                Deadline deadline) {
   auto rest = stripe;
   Status path;
   while (!rest.empty() && path.ok()) {
@@ -113,6 +114,8 @@ template <typename Operation, typename Exchange>
 void run(net::LanePool& lanes, const Peer& peer, std::span<Operation> operations, std::size_t most_stripes, const Exchange& exchange,
          Deadline deadline) {
   auto selected = select(operations);
+  if (most_stripes == 1)
+    return run_stripe(lanes, peer, std::span(selected), exchange, deadline);  // nothing to weigh, on the small batches' way
   const auto stripes = cut(std::span(selected), most_stripes);
   if (stripes.size() == 1) return run_stripe(lanes, peer, stripes.front(), exchange, deadline);
   std::vector<std::function<void()>> jobs;
@@ -145,7 +148,8 @@ std::size_t TcpTransport::stripes_of_this_machine() {
 void TcpTransport::write(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) {
   const Share share(batches_, stripes_);
   run(
-      lanes_, peer, operations, share.stripes(), [&](net::Lane& lane, auto frame) { return exchange_write(lane, frame, deadline); }, deadline);
+      lanes_, peer, operations, share.stripes(), [&](net::Lane& lane, auto frame) { return exchange_write(lane, frame, deadline); },
+      deadline);
 }
 
 void TcpTransport::read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) {
