@@ -1,12 +1,13 @@
 // The gateway's policies on a request trace: the time to first token under each of them, at several loads (trace_replay.h says what is real
 // and what is simulated).
 //
-//   gateway_trace TRACE.jsonl [--policies round_robin,pool_aware] [--loads 1,2,3] [--modes pool,local] [--prefill 10] [--decode 6] [--json
-//   FILE]
+//   gateway_trace TRACE.jsonl [--policies round_robin,pool_aware] [--loads 1,2,3] [--modes pool,local] [--prefill 10] [--decode 6]
+//                 [--json FILE] [--decode-first 0,512,2048]
 //
 // A load is how many times faster than recorded the trace runs. Mode `pool`: instances share a KV pool; `local`: each has its own cache
 // alone. Requests of one timestamp are spread evenly until the next one, unless --as-recorded. Prints a Markdown table for each mode, and
-// with --json one line of JSON for each replay, which bench/gateway_trace_plot.py draws.
+// with --json one line of JSON for each replay, which bench/gateway_trace_plot.py draws. --decode-first compares thresholds below which a
+// prompt goes to decode alone (in tokens, 4 bytes each), under each of the policies.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
@@ -23,6 +24,7 @@ struct Settings {
   std::vector<std::string> policies{gateway::policy_names().begin(), gateway::policy_names().end()};
   std::vector<double> loads{1, 1.5, 2, 2.5, 3, 3.5, 4};
   std::vector<std::string> modes{"pool", "local"};
+  std::vector<std::uint64_t> decode_first;
   bool as_recorded = false;
   std::string json;
   ReplayOptions options;
@@ -50,6 +52,8 @@ void declare_flags(CLI::App& app, Settings& settings) {
   add("--decode-step", options.decode_step_s, "Seconds of a decode step");
   add("--prefix-index-bytes", options.policy_options.prefix_index_bytes, "As the gateway's flag");
   add("--pool-transfer-cost", options.policy_options.pool_transfer_cost, "As the gateway's flag");
+  app.add_option("--decode-first", settings.decode_first, "Thresholds in tokens; 0: all prompts have a prefill")->delimiter(',');
+  add("--chunk-tokens", options.chunk_tokens, "Of a prompt that decode computes, in one of its steps")->check(CLI::PositiveNumber);
   app.add_flag("--as-recorded", settings.as_recorded, "Keep equal timestamps: requests come in bursts");
   add("--json", settings.json, "File for a line of JSON per replay");
 }
@@ -67,6 +71,12 @@ std::string json_of(const std::string& mode, const ReplayOptions& options, const
                   result.p90_s, result.p99_s);
   line += text_of(R"("cached_share": %.4f, "pool_share": %.4f, "busy_share": %.4f, "imbalance": %.4f, "choice_ns": %.0f)",
                   result.cached_share, result.pool_share, result.busy_share, result.imbalance, result.choice_ns);
+  line +=
+      text_of(R"(, "tpot_p50_s": %.5f, "tpot_p90_s": %.5f, "tpot_p99_s": %.5f)", result.tpot_p50_s, result.tpot_p90_s, result.tpot_p99_s);
+  if (options.decode_first_below_tokens) {
+    line += text_of(R"(, "decode_first_below": %llu, "decode_first_share": %.4f)",
+                    static_cast<unsigned long long>(*options.decode_first_below_tokens), result.decode_first_share);
+  }
   if (result.expected_share > 0)
     line += text_of(R"(, "expected_share": %.4f, "right_share": %.4f)", result.expected_share, result.right_share);
   return line + "}";
@@ -80,6 +90,46 @@ void print_row(const ReplayOptions& options, const ReplayResult& result, double 
               100 * result.busy_share, result.imbalance, result.choice_ns,
               result.expected_share > 0 ? text_of("%.1f%%, %.1f%%", 100 * result.expected_share, 100 * result.right_share).c_str() : "");
   std::fflush(stdout);
+}
+
+ReplayOptions options_for(const Settings& settings, const std::string& mode, double load, const std::string& policy) {
+  ReplayOptions options = settings.options;
+  options.policy = policy;
+  if (options.decode_policy.empty()) options.decode_policy = policy;
+  options.load = load;
+  options.pool = mode == "pool";
+  return options;
+}
+
+// False when a policy is not known.
+bool compare_decode_first(const Settings& settings, const std::vector<TraceRequest>& trace) {
+  std::ofstream json;
+  if (!settings.json.empty()) json.open(settings.json);
+  for (const std::string& mode : settings.modes) {
+    std::printf("\n%s, %zu prefill and %zu decode instances\n\n", mode == "pool" ? "With a shared pool" : "Without a pool",
+                settings.options.prefill, settings.options.decode);
+    std::printf("| load | policy | below, tokens | decode first | TTFT mean s | P50 | P90 | P99 | TPOT P50 ms | P90 | P99 |\n");
+    std::printf("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
+    for (const double load : settings.loads) {
+      for (const std::string& policy : settings.policies) {
+        for (const std::uint64_t below : settings.decode_first) {
+          ReplayOptions options = options_for(settings, mode, load, policy);
+          options.decode_first_below_tokens = below;
+          const auto result = replay(trace, options);
+          if (!result.ok()) {
+            std::fprintf(stderr, "%s\n", result.status().message().c_str());
+            return false;
+          }
+          std::printf("| x%g | %s | %llu | %.1f%% | %.2f | %.2f | %.2f | %.2f | %.1f | %.1f | %.1f |\n", load, policy.c_str(),
+                      static_cast<unsigned long long>(below), 100 * result->decode_first_share, result->mean_s, result->p50_s,
+                      result->p90_s, result->p99_s, 1e3 * result->tpot_p50_s, 1e3 * result->tpot_p90_s, 1e3 * result->tpot_p99_s);
+          std::fflush(stdout);
+          if (json.is_open()) json << json_of(mode, options, *result) << std::endl;
+        }
+      }
+    }
+  }
+  return true;
 }
 
 // False when a policy is not known.
@@ -96,11 +146,7 @@ bool replay_all(const Settings& settings, const std::vector<TraceRequest>& trace
     for (const double load : settings.loads) {
       double round_robin_p90_s = 0;
       for (const std::string& policy : settings.policies) {
-        ReplayOptions options = settings.options;
-        options.policy = policy;
-        if (options.decode_policy.empty()) options.decode_policy = policy;
-        options.load = load;
-        options.pool = mode == "pool";
+        const ReplayOptions options = options_for(settings, mode, load, policy);
         const auto result = replay(trace, options);
         if (!result.ok()) {
           std::fprintf(stderr, "%s\n", result.status().message().c_str());
@@ -129,5 +175,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", trace.status().message().c_str());
     return 1;
   }
-  return replay_all(settings, *trace) ? 0 : 1;
+  return (settings.decode_first.empty() ? replay_all : compare_decode_first)(settings, *trace) ? 0 : 1;
 }

@@ -159,10 +159,13 @@ struct PrefillInstance {
 
 struct DecodeInstance {
   std::shared_ptr<Instance> instance;
+  BlockCache cache;
   std::deque<std::size_t> queue{};
   std::uint64_t running = 0;
-  std::uint64_t tokens = 0;    // of KV memory, promised to those that run
-  double loading_until_s = 0;  // its link is busy
+  double delayed_s = 0;          // by prompts computed here, ever: who runs ends so much later than it would have
+  std::uint64_t tokens = 0;      // of KV memory, promised to those that run
+  double loading_until_s = 0;    // its link is busy
+  double computing_until_s = 0;  // with prompts
 };
 
 struct Event {
@@ -180,6 +183,9 @@ struct Event {
 struct Progress {
   std::unique_ptr<Instance::InFlight> in_flight;
   std::uint64_t expected_tokens = 0;  // in the chosen instance's cache, as its index has it
+  bool decode_first = false;
+  double first_token_s = 0;
+  double delayed_s = 0;  // of its decode instance, as far as it is in the time of its end
 };
 
 // ---------------------------------------------------------------- the replay
@@ -199,7 +205,9 @@ class Replay {
       prefill_.push_back({make_instance(prefill_group_, "prefill", i), BlockCache(options.cache_tokens, numbers_of(trace)),
                           PrefixIndex(options.policy_options.prefix_index_bytes)});
     }
-    for (std::size_t i = 0; i < options.decode; ++i) decode_.push_back({make_instance(decode_group_, "decode", i)});
+    for (std::size_t i = 0; i < options.decode; ++i) {
+      decode_.push_back({make_instance(decode_group_, "decode", i), BlockCache(options.cache_tokens, numbers_of(trace))});
+    }
   }
 
   ReplayResult run() {
@@ -254,13 +262,19 @@ class Replay {
 
   void arrive(std::size_t request) {
     const std::string& body = body_.of(trace_[request]);
+    if (goes_to_decode_first(body)) {
+      progress_[request].decode_first = true;
+      ++decode_first_;
+      queue_for_decode(request, body);
+      return;
+    }
     const auto start = Clock::now();
     const auto picked = prefill_group_.pick({"/v1/completions", body}, {});
     choosing_ += Clock::now() - start;
     const std::size_t chosen = position_of(prefill_, picked);
     progress_[request].in_flight = std::make_unique<Instance::InFlight>(picked);
     if (judges_index_) {
-      gateway::make_prefix_chain(gateway::prompt_text(body), chain_);
+      gateway::make_prefix_chain(gateway::prompt_parts(body).prompt, 0, chain_);
       progress_[request].expected_tokens = prefill_[chosen].sent.match(chain_) * gateway::kPrefixBlockBytes / kBytesPerToken;
       prefill_[chosen].sent.insert(chain_);
     }
@@ -310,7 +324,18 @@ class Replay {
       first_token(request, now_s_);
       return;
     }
-    const auto picked = decode_group_.pick({"/v1/completions", body_.of(trace_[request])}, {});
+    queue_for_decode(request, body_.of(trace_[request]));
+  }
+
+  // As Relay does.
+  [[nodiscard]] bool goes_to_decode_first(const std::string& body) const {
+    const std::uint64_t below = options_.decode_first_below_tokens.value_or(0) * kBytesPerToken;
+    if (below == 0) return false;
+    return decode_group_.uncached_bytes({"/v1/completions", body}).value_or(gateway::prompt_parts(body).prompt.size()) < below;
+  }
+
+  void queue_for_decode(std::size_t request, const std::string& body) {
+    const auto picked = decode_group_.pick({"/v1/completions", body}, {});
     progress_[request].in_flight = std::make_unique<Instance::InFlight>(picked);
     const std::size_t chosen = position_of(decode_, picked);
     decode_[chosen].queue.push_back(request);
@@ -329,14 +354,46 @@ class Replay {
       instance.queue.pop_front();
       instance.tokens += memory_of(asked);
       ++instance.running;
-      instance.loading_until_s = std::max(now_s_, instance.loading_until_s) + transfer_s(asked.input_tokens);
       const double step_s = options_.decode_step_s + options_.decode_sequence_s * static_cast<double>(instance.running);
-      first_token(request, instance.loading_until_s + step_s);
-      make_event(instance.loading_until_s + step_s * asked.output_tokens, Event::Kind::kDecoded, request, at);
+      const double ready_s = make_prompt_ready(instance, request, step_s);
+      // Prompts that are being computed there when this one is ready: their next chunk is in its first step, the rest in later ones.
+      const double computing_s = std::max(0.0, instance.computing_until_s - ready_s);
+      const double chunk_s = std::min(computing_s, static_cast<double>(options_.chunk_tokens) / options_.prefill_tokens_s);
+      progress_[request].first_token_s = ready_s + step_s + chunk_s;
+      progress_[request].delayed_s = instance.delayed_s - computing_s;
+      first_token(request, progress_[request].first_token_s);
+      make_event(ready_s + step_s * asked.output_tokens, Event::Kind::kDecoded, request, at);
     }
   }
 
+  // When all of the prompt's KV is there, after it was loaded or computed.
+  double make_prompt_ready(DecodeInstance& instance, std::size_t request, double step_s) {
+    const TraceRequest& asked = trace_[request];
+    const std::uint64_t cached = options_.decode_first_below_tokens ? instance.cache.tokens_of(asked) : 0;
+    const bool computes = progress_[request].decode_first;
+    const std::uint64_t known = computes ? std::max(cached, pool_.tokens_of(asked)) : asked.input_tokens;
+    instance.cache.use(asked.blocks);
+    if (known > cached) instance.loading_until_s = std::max(now_s_, instance.loading_until_s) + transfer_s(known - cached);
+    double ready_s = known > cached ? instance.loading_until_s : now_s_;
+    if (!computes) return ready_s;
+    const std::uint64_t chunks = (asked.input_tokens - known + options_.chunk_tokens - 1) / options_.chunk_tokens;
+    const double work_s = options_.request_s + compute_s(known, asked.input_tokens);
+    instance.delayed_s += work_s;
+    ready_s = std::max(ready_s, instance.computing_until_s) + work_s + static_cast<double>(chunks - 1) * step_s;
+    instance.computing_until_s = ready_s;
+    if (options_.pool) pool_.use(asked.blocks);
+    return ready_s;
+  }
+
   void decoded(std::size_t request, std::size_t at) {
+    Progress& progress = progress_[request];
+    if (const double later_s = decode_[at].delayed_s - progress.delayed_s; later_s > 0) {
+      progress.delayed_s = decode_[at].delayed_s;
+      make_event(now_s_ + later_s, Event::Kind::kDecoded, request, at);
+      return;
+    }
+    const std::uint32_t more = trace_[request].output_tokens - 1;
+    if (trace_[request].output_tokens > 1) token_times_.push_back((now_s_ - progress.first_token_s) / more);
     decode_[at].tokens -= memory_of(trace_[request]);
     --decode_[at].running;
     progress_[request].in_flight.reset();
@@ -347,13 +404,20 @@ class Replay {
 
   [[nodiscard]] ReplayResult result() {
     ReplayResult result;
+    const auto percentile = [](const std::vector<double>& sorted, double share) {
+      return sorted.empty() ? 0 : sorted[std::min(sorted.size() - 1, static_cast<std::size_t>(share * static_cast<double>(sorted.size())))];
+    };
     std::sort(times_.begin(), times_.end());
     const auto count = static_cast<double>(times_.size());
-    const auto percentile = [&](double share) { return times_[std::min(times_.size() - 1, static_cast<std::size_t>(share * count))]; };
     for (const double time : times_) result.mean_s += time / count;
-    result.p50_s = percentile(0.5);
-    result.p90_s = percentile(0.9);
-    result.p99_s = percentile(0.99);
+    result.p50_s = percentile(times_, 0.5);
+    result.p90_s = percentile(times_, 0.9);
+    result.p99_s = percentile(times_, 0.99);
+    std::sort(token_times_.begin(), token_times_.end());
+    result.tpot_p50_s = percentile(token_times_, 0.5);
+    result.tpot_p90_s = percentile(token_times_, 0.9);
+    result.tpot_p99_s = percentile(token_times_, 0.99);
+    result.decode_first_share = static_cast<double>(decode_first_) / count;
     double tokens = 0;
     for (const TraceRequest& request : trace_) tokens += request.input_tokens;
     result.cached_share = static_cast<double>(cached_tokens_) / tokens;
@@ -389,6 +453,8 @@ class Replay {
   RequestBody body_;
   std::vector<std::uint64_t> chain_;
   std::vector<double> times_;
+  std::vector<double> token_times_;
+  std::uint64_t decode_first_ = 0;
   Clock::duration choosing_{};
   std::uint64_t cached_tokens_ = 0;
   std::uint64_t pool_tokens_ = 0;

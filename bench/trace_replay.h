@@ -10,11 +10,16 @@
 // and makes the first token one step later. Left out: failures, HTTP, chunked prefill, decode's own prefix cache, and the cost of writing
 // to the pool.
 //
+// With decode_first_below_tokens, prompts go as the gateway's --decode-first-below sends them, and decode has a prefix cache of its own:
+// the prompts that it had, the least recently used go first, so many tokens as its KV memory has; what is in it is not loaded. A prompt
+// that decode computes is cut into chunks, one in each of its steps, which take so much longer: for it, and for all that run there.
+//
 // The prompt that a policy sees is text of 4 bytes a token, made from the trace's block hashes: equal blocks have equal text, others do
 // not. Threads: values; one replay uses one thread. Cost: some 25 us a request, most of it text and its hashing.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -53,6 +58,9 @@ struct ReplayOptions {
   double transfer_bytes_s = 20e9;
   double decode_step_s = 0.010;
   double decode_sequence_s = 0.0001;  // a step takes so much longer for each running sequence
+  // Prompts of which decode has fewer tokens to compute, as its policy sees it, have no prefill; 0: none. Unset: the model without it.
+  std::optional<std::uint64_t> decode_first_below_tokens;
+  std::uint64_t chunk_tokens = 2048;  // of a prompt that decode computes, in one step
 };
 
 struct ReplayResult {
@@ -65,6 +73,9 @@ struct ReplayResult {
   // prefix_aware, pool_aware: tokens that the index expected in the chosen instance's cache, against those that were there.
   double expected_share = 0;  // of all prompt tokens
   double right_share = 0;     // of requests: right within one block of the trace
+  // Time per output token behind the first one, of each request that has some.
+  double tpot_p50_s = 0, tpot_p90_s = 0, tpot_p99_s = 0;
+  double decode_first_share = 0;  // of requests
 };
 
 // An error when a policy is not known.

@@ -3,4 +3,6 @@
 # takes the shared library along instead. libstdc++ stays shared: it is part of every Debian and Ubuntu, Python's own extensions (numpy, torch)
 # use it in the same process, and the protobuf library passes its std::string across.
 set(OPENSSL_USE_STATIC_LIBS ON)
-find_library(MOONPOOL_HIREDIS_LIBRARY NAMES libhiredis.a REQUIRED)
+if(NOT DEFINED MOONPOOL_WITH_REDIS OR MOONPOOL_WITH_REDIS)
+  find_library(MOONPOOL_HIREDIS_LIBRARY NAMES libhiredis.a REQUIRED)
+endif()

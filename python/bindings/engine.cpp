@@ -2,6 +2,7 @@
 
 #include "base/logging.h"
 #include "python/bindings/gil.h"
+#include "transfer/cuda/driver.h"
 
 namespace moonpool::python {
 
@@ -24,7 +25,12 @@ Engine::~Engine() {
 
 void Engine::shut_down() { static_cast<void>(handle_.take()); }
 
-std::int32_t Engine::initialize(transfer::EngineOptions options) {
+std::int32_t Engine::initialize(transfer::EngineOptions options, const transfer::rdma::Variables& rdma) {
+  if (options.protocol == "rdma") {
+    auto set = transfer::rdma::with_variables(std::move(options.rdma), rdma);
+    if (!set.ok()) return log_failure("TransferEngine.initialize failed", set.status());
+    options.rdma = std::move(*set);
+  }
   const Status status = handle_.open([&] { return transfer::TransferEngine::create(std::move(options)); });
   if (status.ok()) warned_ = false;
   return log_failure("TransferEngine.initialize failed", status);
@@ -44,6 +50,14 @@ std::int32_t Engine::transfer(std::string_view peer, transfer::Opcode opcode, st
   if (engine == nullptr) return -1;
   return log_failure(opcode == transfer::Opcode::kRead ? "transfer read" : "transfer write",
                      engine->transfer(peer, opcode, pieces, notification));
+}
+
+std::int32_t Engine::transfer_on_cuda(std::string_view peer, transfer::Opcode opcode, std::vector<transfer::Piece> pieces,
+                                      std::uint64_t stream) {
+  const auto engine = get("transfer_on_cuda");
+  if (engine == nullptr) return -1;
+  return log_failure(opcode == transfer::Opcode::kRead ? "transfer read on cuda" : "transfer write on cuda",
+                     engine->transfer_after(transfer::cuda::Stream{stream}, peer, opcode, pieces));
 }
 
 std::uint64_t Engine::submit(std::string_view peer, transfer::Opcode opcode, std::vector<transfer::Piece> pieces) {

@@ -21,6 +21,7 @@
 #include "python/bindings/arguments.h"
 #include "python/bindings/buffers.h"
 #include "python/bindings/handle.h"
+#include "transfer/rdma/settings.h"
 #include "transfer/transfer_engine.h"
 
 namespace moonpool::python {
@@ -28,14 +29,18 @@ namespace moonpool::python {
 class Engine {
  public:
   ~Engine();
-  std::int32_t initialize(transfer::EngineOptions options);
+  // `rdma`: the variables that set options.rdma, read with protocol "rdma" alone.
+  std::int32_t initialize(transfer::EngineOptions options, const transfer::rdma::Variables& rdma);
   // Null before initialize(); `call` is the name for the log line, written once.
   [[nodiscard]] std::shared_ptr<transfer::TransferEngine> get(std::string_view call);
+  [[nodiscard]] std::shared_ptr<transfer::TransferEngine> get_if_open() const { return handle_.get(); }
   // Stops the engine; for the interpreter's exit.
   void shut_down();
 
   std::int32_t transfer(std::string_view peer, transfer::Opcode opcode, std::vector<transfer::Piece> pieces,
                         const transfer::Notification* notification);
+  // The same, after the work that is queued on a CUDA stream (its handle as a number).
+  std::int32_t transfer_on_cuda(std::string_view peer, transfer::Opcode opcode, std::vector<transfer::Piece> pieces, std::uint64_t stream);
   // 0 when it could not be started.
   std::uint64_t submit(std::string_view peer, transfer::Opcode opcode, std::vector<transfer::Piece> pieces);
   // Waits for all. 0, or -1 when one of them failed.

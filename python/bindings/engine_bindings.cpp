@@ -1,13 +1,19 @@
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
+
+#include <dlfcn.h>
+#include <unistd.h>
 
 #include <cstring>
 
 #include "base/logging.h"
 #include "python/bindings/engine.h"
 #include "python/bindings/gil.h"
+#include "transfer/cuda/runtime.h"
 
 namespace moonpool::python {
 
@@ -85,22 +91,43 @@ std::int32_t unregister(Engine& engine, std::string_view name, std::span<const s
   });
 }
 
+// Also before anything of this process has loaded the driver. Loading it alone starts nothing.
+bool cuda_is_usable() {
+  if (transfer::cuda::Runtime::of_process() != nullptr) return true;
+  if (::access("/dev/nvidiactl", R_OK | W_OK) != 0) return false;
+  void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+  if (driver == nullptr) return false;
+  ::dlclose(driver);
+  return true;
+}
+
 void bind_life(nb::class_<Engine>& engine) {
   engine
       .def(
           "_initialize",
           [](Engine& e, const std::string& hostname, const std::string& metadata, const std::string& protocol, const std::string& devices,
-             const std::string& token, std::uint32_t timeout_ms) {
+             const transfer::rdma::Variables& rdma, const std::string& paths, const std::string& token, std::uint32_t timeout_ms) {
             transfer::EngineOptions options;
             options.name = hostname;
             options.metadata_url = metadata;
             options.protocol = protocol;
-            options.device_names = devices;
+            options.rdma.device_names = devices;
+            options.paths = paths;
             options.cluster_token = token;
             options.timeout = std::chrono::milliseconds(timeout_ms);
-            return without_gil([&] { return e.initialize(std::move(options)); });
+            return without_gil([&] { return e.initialize(std::move(options), rdma); });
           },
-          nb::kw_only(), "hostname"_a, "metadata"_a, "protocol"_a, "devices"_a, "cluster_token"_a, "timeout_ms"_a)
+          nb::kw_only(), "hostname"_a, "metadata"_a, "protocol"_a, "devices"_a, "rdma"_a, "paths"_a, "cluster_token"_a, "timeout_ms"_a)
+      .def(
+          "_nics",
+          [](Engine& e) {
+            const auto running = e.get_if_open();
+            std::vector<std::pair<std::string, std::int32_t>> nics;
+            if (running == nullptr) return nics;
+            for (auto& nic : running->nics()) nics.emplace_back(std::move(nic.name), nic.numa_node);
+            return nics;
+          },
+          "Names and NUMA nodes (-1: unknown) of the network cards that transfers use; none with tcp.")
       .def("_shut_down", [](Engine& e) { without_gil([&] { e.shut_down(); }); })
       .def(
           "get_rpc_port",
@@ -246,6 +273,42 @@ void bind_async(nb::class_<Engine>& engine) {
           "arg0"_a, "1 done, 0 under way, -1 failed or unknown, -2 timed out. Never waits.");
 }
 
+void bind_on_cuda(nb::class_<Engine>& engine) {
+  const auto one = [](Opcode opcode) {
+    return
+        [opcode](Engine& e, std::string_view peer, std::uint64_t local, std::uint64_t remote, std::uint64_t length, std::uint64_t stream) {
+          return without_gil([&] { return e.transfer_on_cuda(peer, opcode, {{local, remote, length}}, stream); });
+        };
+  };
+  const auto batch = [](Opcode opcode) {
+    return [opcode](Engine& e, std::string_view peer, const Numbers& local, const Numbers& remote, const Numbers& lengths,
+                    std::uint64_t stream) {
+      auto pieces = to_pieces(local, remote, lengths);
+      if (!pieces) return kBadArgument;
+      return without_gil([&] { return e.transfer_on_cuda(peer, opcode, std::move(*pieces), stream); });
+    };
+  };
+  engine
+      .def("transfer_write_on_cuda", one(Opcode::kWrite), "target_hostname"_a, "buffer"_a, "peer_buffer_address"_a, "length"_a,
+           "stream_ptr"_a = 0,
+           "transfer_sync_write after the work that is queued on this CUDA stream (0: the default stream). 0 once the bytes have arrived, "
+           "else -1.")
+      .def("transfer_read_on_cuda", one(Opcode::kRead), "target_hostname"_a, "buffer"_a, "peer_buffer_address"_a, "length"_a,
+           "stream_ptr"_a = 0, "transfer_sync_read after the work that is queued on this CUDA stream; later work on it sees the bytes.")
+      .def("batch_transfer_write_on_cuda", batch(Opcode::kWrite), "target_hostname"_a, "buffers"_a, "peer_buffer_addresses"_a, "lengths"_a,
+           "stream_ptr"_a = 0, "transfer_write_on_cuda of all pieces in one transfer.")
+      .def("batch_transfer_read_on_cuda", batch(Opcode::kRead), "target_hostname"_a, "buffers"_a, "peer_buffer_addresses"_a, "lengths"_a,
+           "stream_ptr"_a = 0, "transfer_read_on_cuda of all pieces in one transfer.");
+}
+
+// Memory that the host cannot touch.
+bool is_on_device(std::string_view call, std::uint64_t address) {
+  auto* const cuda = transfer::cuda::Runtime::of_process();
+  if (cuda == nullptr || !cuda->driver().locate(address)) return false;
+  log::error("TransferEngine.{}: the address is device memory, which the host cannot touch: copy it with CUDA", call);
+  return true;
+}
+
 void bind_helpers(nb::class_<Engine>& engine) {
   engine
       .def(
@@ -259,7 +322,7 @@ void bind_helpers(nb::class_<Engine>& engine) {
             } else {
               throw nb::type_error("write_bytes_to_buffer: arg1 must be bytes, another buffer, or str");
             }
-            if (address == 0 || length > text.size()) return kBadArgument;
+            if (address == 0 || length > text.size() || is_on_device("write_bytes_to_buffer", address)) return kBadArgument;
             std::memcpy(reinterpret_cast<void*>(address), text.data(), length);
             return 0;
           },
@@ -269,6 +332,7 @@ void bind_helpers(nb::class_<Engine>& engine) {
           "read_bytes_from_buffer",
           [](Engine&, std::uint64_t address, std::uint64_t length) {
             if (address == 0 && length > 0) throw nb::value_error("read_bytes_from_buffer: address 0");
+            if (is_on_device("read_bytes_from_buffer", address)) throw nb::value_error("read_bytes_from_buffer: device memory");
             return nb::bytes(reinterpret_cast<const char*>(address), length);
           },
           "arg0"_a, "arg1"_a, "arg1 bytes at this process's address arg0.")
@@ -313,12 +377,15 @@ void bind_engine(nb::module_& module) {
       .def(nb::init<std::string, std::string>(), "name"_a, "msg"_a)
       .def_rw("name", &Notification::name)
       .def_rw("msg", &Notification::message);
+  module.def(
+      "cuda_is_usable", [] { return without_gil(cuda_is_usable); }, "Whether transfers of device memory can work in this process.");
   nb::class_<Engine> engine(module, "TransferEngine", "Moves bytes between registered memories of processes; see mooncake.engine.");
   engine.def(nb::init<>());
   bind_life(engine);
   bind_memory(engine);
   bind_sync(engine);
   bind_async(engine);
+  bind_on_cuda(engine);
   bind_helpers(engine);
 }
 

@@ -94,7 +94,15 @@ Store::~Store() {
   if (handle_.get() != nullptr) without_gil([&] { close(); });
 }
 
-std::int32_t Store::open(store::ClientOptions options) {
+std::int32_t Store::open(store::ClientOptions options, const transfer::rdma::Variables& rdma) {
+  if (options.protocol == "rdma") {
+    auto set = transfer::rdma::with_variables(std::move(options.rdma), rdma);
+    if (!set.ok()) {
+      log::error("setup failed: {}", set.status().message());
+      return kInvalid;
+    }
+    options.rdma = std::move(*set);
+  }
   const Status status = handle_.open([&] { return store::Client::create(std::move(options)); });
   if (!status.ok()) {
     log::error("setup failed: {}", status.to_string());

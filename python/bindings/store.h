@@ -20,6 +20,7 @@
 #include "python/bindings/handle.h"
 #include "python/bindings/replicate_config.h"
 #include "store/client.h"
+#include "transfer/rdma/settings.h"
 
 namespace moonpool::python {
 
@@ -35,8 +36,8 @@ enum class WriteMode { kPut, kUpsert };
 class Store {
  public:
   ~Store();  // as close(); entered with the interpreter lock held
-  // 0 or a negative code; the reason goes to the log.
-  std::int32_t open(store::ClientOptions options);
+  // 0 or a negative code; the reason goes to the log. `rdma`: the variables that set options.rdma, read with protocol "rdma" alone.
+  std::int32_t open(store::ClientOptions options, const transfer::rdma::Variables& rdma);
   std::int32_t close();
   // Null when not set up; `call` is the name for the log line, written once until the next setup.
   [[nodiscard]] std::shared_ptr<store::Client> client(std::string_view call);

@@ -1,3 +1,4 @@
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
@@ -166,7 +167,16 @@ void bind_batch_writes(nb::class_<Store>& store) {
           },
           "keys"_a, "all_buffer_ptrs"_a, "all_sizes"_a, config(),
           "Stores the pieces (all_buffer_ptrs[i][j], all_sizes[i][j]) one after the other as keys[i]. One code per key: 0 or negative\n"
-          "(-200: the pool is full).");
+          "(-200: the pool is full).")
+      .def(
+          "_write_pieces",
+          [](Store& s, const std::string& call, bool replace, const Keys& keys, const NestedNumbers& addresses, const NestedNumbers& sizes,
+             const ReplicateConfig& config) {
+            return write_memory(s, call, replace ? WriteMode::kUpsert : WriteMode::kPut, keys, addresses, sizes, config);
+          },
+          "call"_a, "replace"_a, "keys"_a, "all_buffer_ptrs"_a, "all_sizes"_a, "config"_a,
+          "batch_put_from_multi_buffers, or the same replacing what is there, under the name of the call that it is for "
+          "(mooncake/_tensors.py).");
 }
 
 void bind_removal(nb::class_<Store>& store) {
@@ -225,7 +235,7 @@ void bind_memory(nb::class_<Store>& store) {
             });
           },
           "buffer_ptr"_a, "size"_a,
-          "Announces memory that calls will use again and again; it must outlive its registration. 0 or negative.")
+          "Announces memory, the host's or a GPU's, that calls will use again and again; it must outlive its registration. 0 or negative.")
       .def(
           "unregister_buffer",
           [](Store& s, std::uint64_t address) {
@@ -243,8 +253,8 @@ void bind_life(nb::class_<Store>& store) {
           "_open",
           [](Store& s, const std::string& hostname, const std::string& metadata, const std::string& master, std::uint64_t segment,
              std::uint64_t buffer, const std::string& protocol, const std::string& devices, const std::string& tenant,
-             const std::string& token, bool checksums, const std::string& paths, std::uint32_t operation_ms, std::uint32_t setup_ms,
-             std::uint32_t handover_ms) {
+             const transfer::rdma::Variables& rdma, const std::string& token, bool checksums, const std::string& paths,
+             std::uint32_t operation_ms, std::uint32_t setup_ms, std::uint32_t handover_ms) {
             store::ClientOptions options;
             options.local_hostname = hostname;
             options.metadata_server = metadata;
@@ -252,7 +262,7 @@ void bind_life(nb::class_<Store>& store) {
             options.segment_size = segment;
             options.local_buffer_size = buffer;
             options.protocol = protocol;
-            options.device_names = devices;
+            options.rdma.device_names = devices;
             options.tenant = tenant;
             options.cluster_token = token;
             options.checksums = checksums;
@@ -260,11 +270,11 @@ void bind_life(nb::class_<Store>& store) {
             options.operation_timeout = std::chrono::milliseconds(operation_ms);
             options.setup_timeout = std::chrono::milliseconds(setup_ms);
             options.handover_wait = std::chrono::milliseconds(handover_ms);
-            return without_gil([&] { return s.open(std::move(options)); });
+            return without_gil([&] { return s.open(std::move(options), rdma); });
           },
           nb::kw_only(), "local_hostname"_a, "metadata_server"_a, "master_address"_a, "segment_size"_a, "local_buffer_size"_a, "protocol"_a,
-          "device_names"_a, "tenant"_a, "cluster_token"_a, "checksums"_a, "paths"_a, "operation_timeout_ms"_a, "setup_timeout_ms"_a,
-          "handover_wait_ms"_a, "What setup() calls once its arguments are checked (mooncake/store.py).")
+          "device_names"_a, "tenant"_a, "rdma"_a, "cluster_token"_a, "checksums"_a, "paths"_a, "operation_timeout_ms"_a,
+          "setup_timeout_ms"_a, "handover_wait_ms"_a, "What setup() calls once its arguments are checked (mooncake/store.py).")
       .def("_is_open", [](Store& s) { return s.client_if_open() != nullptr; })
       .def(
           "close", [](Store& s) { return without_gil([&] { return s.close(); }); },

@@ -41,7 +41,7 @@ def _nothing(name: str, answer):
 
 
 class LaterCalls(_native.store.MooncakeDistributedStore):
-    """The store's calls that are to come: torch tensors, sessions, copy and move tasks, segments mounted one by one."""
+    """The store's calls that are to come: tensors split by a parallelism, sessions, copy and move tasks, segments mounted one by one."""
 
     def alloc_from_mem_pool(self, arg0: int) -> int:
         return _nothing("alloc_from_mem_pool", 0)
@@ -55,32 +55,11 @@ class LaterCalls(_native.store.MooncakeDistributedStore):
     def batch_get_session_start(self, keys: list[str]) -> list[int]:
         return _codes("batch_get_session_start", keys)
 
-    def batch_get_tensor(self, keys: list[str]) -> list:
-        return _nothing("batch_get_tensor", [None] * len(keys))
-
-    def batch_get_tensor_into(self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]) -> list:
-        return _nothing("batch_get_tensor_into", [None] * len(keys))
-
-    def batch_get_tensor_into_cuda(self, keys: list[str], tensors_list: list) -> list[int]:
-        return _codes("batch_get_tensor_into_cuda", keys)
-
     def batch_get_tensor_with_parallelism(self, keys: list[str], targets: object = None) -> list:
         return _nothing("batch_get_tensor_with_parallelism", [None] * len(keys))
 
     def batch_get_tensor_with_parallelism_into(self, keys: list[str], buffer_ptrs: list[int], sizes: list[int], targets: object = None) -> list:
         return _nothing("batch_get_tensor_with_parallelism_into", [None] * len(keys))
-
-    def batch_get_tensor_with_tp(self, base_keys: list[str], tp_rank: int = 0, tp_size: int = 1) -> list:
-        return _nothing("batch_get_tensor_with_tp", [None] * len(base_keys))
-
-    def batch_get_tensor_with_tp_into(self, base_keys: list[str], buffer_ptrs: list[int], sizes: list[int], tp_rank: int = 0, tp_size: int = 1) -> list:
-        return _nothing("batch_get_tensor_with_tp_into", [None] * len(base_keys))
-
-    def batch_pub_tensor(self, keys: list[str], tensors_list: list, config: ReplicateConfig = _DEFAULT_CONFIG) -> list[int]:
-        return _codes("batch_pub_tensor", keys)
-
-    def batch_pub_tensor_with_tp(self, base_keys: list[str], tensors_list: list, config: ReplicateConfig = _DEFAULT_CONFIG, tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> list[int]:
-        return _codes("batch_pub_tensor_with_tp", base_keys)
 
     def batch_put_from_multi_buffer_ranges(self, keys: list[str], all_buffer_ptrs: list[list[int]], all_sizes: list[list[int]], all_dst_offsets: list[list[int]]) -> list[int]:
         return _codes("batch_put_from_multi_buffer_ranges", keys)
@@ -94,35 +73,17 @@ class LaterCalls(_native.store.MooncakeDistributedStore):
     def batch_put_session_start(self, keys: list[str], sizes: list[int], config: ReplicateConfig = _DEFAULT_CONFIG) -> list[int]:
         return _codes("batch_put_session_start", keys)
 
-    def batch_put_tensor(self, keys: list[str], tensors_list: list) -> list[int]:
-        return _codes("batch_put_tensor", keys)
-
-    def batch_put_tensor_from(self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]) -> list[int]:
-        return _codes("batch_put_tensor_from", keys)
-
     def batch_put_tensor_with_parallelism(self, keys: list[str], tensors_list: list, parallelisms: object = None, config: ReplicateConfig = _DEFAULT_CONFIG, writer_partitions: object = None) -> list[int]:
         return _codes("batch_put_tensor_with_parallelism", keys)
 
     def batch_put_tensor_with_parallelism_from(self, keys: list[str], buffer_ptrs: list[int], sizes: list[int], parallelisms: object = None, config: ReplicateConfig = _DEFAULT_CONFIG, writer_partitions: object = None) -> list[int]:
         return _codes("batch_put_tensor_with_parallelism_from", keys)
 
-    def batch_put_tensor_with_tp(self, base_keys: list[str], tensors_list: list, tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> list[int]:
-        return _codes("batch_put_tensor_with_tp", base_keys)
-
     def batch_put_tensor_with_tp_from(self, base_keys: list[str], buffer_ptrs: list[int], sizes: list[int], tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> list[int]:
         return _codes("batch_put_tensor_with_tp_from", base_keys)
 
     def batch_replica_clear(self, keys: list[str], segment_name: str = "") -> list[str]:
         return _nothing("batch_replica_clear", [])
-
-    def batch_upsert_pub_tensor(self, keys: list[str], tensors_list: list, config: ReplicateConfig = _DEFAULT_CONFIG) -> list[int]:
-        return _codes("batch_upsert_pub_tensor", keys)
-
-    def batch_upsert_tensor(self, keys: list[str], tensors_list: list) -> list[int]:
-        return _codes("batch_upsert_tensor", keys)
-
-    def batch_upsert_tensor_from(self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]) -> list[int]:
-        return _codes("batch_upsert_tensor_from", keys)
 
     def batch_upsert_tensor_with_parallelism(self, keys: list[str], tensors_list: list, parallelisms: object = None, config: ReplicateConfig = _DEFAULT_CONFIG, writer_partitions: object = None) -> list[int]:
         return _codes("batch_upsert_tensor_with_parallelism", keys)
@@ -136,26 +97,11 @@ class LaterCalls(_native.store.MooncakeDistributedStore):
     def create_move_task(self, key: str, source: str, target: str) -> tuple:
         return _nothing("create_move_task", ((0, 0), NOT_SUPPORTED))
 
-    def get_tensor(self, key: str) -> object:
-        return _nothing("get_tensor", None)
-
-    def get_tensor_into(self, key: str, buffer_ptr: int, size: int) -> object:
-        return _nothing("get_tensor_into", None)
-
-    def get_tensor_into_cuda(self, key: str, tensor: object) -> int:
-        return _code("get_tensor_into_cuda")
-
     def get_tensor_with_parallelism(self, key: str, target: object = None) -> object:
         return _nothing("get_tensor_with_parallelism", None)
 
     def get_tensor_with_parallelism_into(self, key: str, buffer_ptr: int, size: int, target: object = None) -> object:
         return _nothing("get_tensor_with_parallelism_into", None)
-
-    def get_tensor_with_tp(self, key: str, tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> object:
-        return _nothing("get_tensor_with_tp", None)
-
-    def get_tensor_with_tp_into(self, key: str, buffer_ptr: int, size: int, tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> object:
-        return _nothing("get_tensor_with_tp_into", None)
 
     def load_tensor_from_safetensor(self, key: object = None, file_name: str | None = None) -> object:
         return _nothing("load_tensor_from_safetensor", None)
@@ -163,26 +109,11 @@ class LaterCalls(_native.store.MooncakeDistributedStore):
     def mount_segment(self, path: str, size: int, offset: int = 0, protocol: str = "tcp", location: str = "") -> dict:
         return _nothing("mount_segment", {"ret": NOT_SUPPORTED, "segment_ids": []})
 
-    def pub_tensor(self, key: str, tensor: object, config: ReplicateConfig = _DEFAULT_CONFIG) -> int:
-        return _code("pub_tensor")
-
-    def pub_tensor_with_tp(self, key: str, tensor: object, config: ReplicateConfig = _DEFAULT_CONFIG, tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> int:
-        return _code("pub_tensor_with_tp")
-
-    def put_tensor(self, key: str, tensor: object) -> int:
-        return _code("put_tensor")
-
-    def put_tensor_from(self, key: str, buffer_ptr: int, size: int) -> int:
-        return _code("put_tensor_from")
-
     def put_tensor_with_parallelism(self, key: str, tensor: object, parallelism: object = None, config: ReplicateConfig = _DEFAULT_CONFIG, writer_partition: object = None) -> int:
         return _code("put_tensor_with_parallelism")
 
     def put_tensor_with_parallelism_from(self, key: str, buffer_ptr: int, size: int, parallelism: object = None, config: ReplicateConfig = _DEFAULT_CONFIG, writer_partition: object = None) -> int:
         return _code("put_tensor_with_parallelism_from")
-
-    def put_tensor_with_tp(self, key: str, tensor: object, tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> int:
-        return _code("put_tensor_with_tp")
 
     def put_tensor_with_tp_from(self, key: str, buffer_ptr: int, size: int, tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> int:
         return _code("put_tensor_with_tp_from")
@@ -202,21 +133,11 @@ class LaterCalls(_native.store.MooncakeDistributedStore):
     def unmount_segment(self, segment_ids: list[str], grace_period_seconds: int = 0) -> int:
         return _code("unmount_segment")
 
-    def upsert_pub_tensor(self, key: str, tensor: object, config: ReplicateConfig = _DEFAULT_CONFIG) -> int:
-        return _code("upsert_pub_tensor")
-
-    def upsert_tensor(self, key: str, tensor: object) -> int:
-        return _code("upsert_tensor")
-
-    def upsert_tensor_from(self, key: str, buffer_ptr: int, size: int) -> int:
-        return _code("upsert_tensor_from")
-
     def upsert_tensor_with_parallelism(self, key: str, tensor: object, parallelism: object = None, config: ReplicateConfig = _DEFAULT_CONFIG, writer_partition: object = None) -> int:
         return _code("upsert_tensor_with_parallelism")
 
     def upsert_tensor_with_parallelism_from(self, key: str, buffer_ptr: int, size: int, parallelism: object = None, config: ReplicateConfig = _DEFAULT_CONFIG, writer_partition: object = None) -> int:
         return _code("upsert_tensor_with_parallelism_from")
-
 
 
 class ParallelAxis:

@@ -23,7 +23,11 @@ _LARGEST = 1 << 60
 
 # Words that "protocol" may say. What this release cannot carry out is refused where the connection is made, with what to do.
 _PROTOCOLS = ("tcp", "rdma", "cuda", "nvlink", "nvlink_intra", "efa", "cxl", "ascend", "barex", "hip", "nvmeof", "ubshmem")
-_PATHS = ("local", "shm", "tcp")
+_PATHS = ("local", "shm", "rdma", "tcp")
+
+# The variables of RDMA: their values are checked where they are used, in C++ (src/transfer/rdma/settings.cpp), and with protocol "rdma" alone.
+_RDMA_PREFIX = "MOONPOOL_RDMA_"
+_RDMA_NAMES = ("MC_GID_INDEX", "MC_IB_PORT", "MC_IB_TC", "MC_MTU", "MC_RETRY_CNT")
 
 
 class SettingError(ValueError):
@@ -95,7 +99,7 @@ def parse_port(value: object, name: str) -> int:
 def check_protocol(value: str, name: str = "protocol") -> str:
     word = value.strip().lower()
     if word not in _PROTOCOLS:
-        raise SettingError(f"{name}: unknown '{value}'{nearest(word, _PROTOCOLS)}; 'tcp' is right in this release")
+        raise SettingError(f"{name}: unknown '{value}'{nearest(word, _PROTOCOLS)}; 'tcp' and 'rdma' are right in this release")
     return word
 
 
@@ -109,6 +113,7 @@ class Environment(NamedTuple):
     setup_timeout_ms: int
     handover_wait_ms: int
     transfer_timeout_ms: int
+    rdma: dict[str, str]
 
     @staticmethod
     def read() -> Environment:
@@ -120,6 +125,7 @@ class Environment(NamedTuple):
             setup_timeout_ms=_milliseconds("MOONPOOL_SETUP_TIMEOUT_MS", 10_000),
             handover_wait_ms=_milliseconds("MOONPOOL_HANDOVER_WAIT_MS", 500),
             transfer_timeout_ms=_milliseconds("MOONPOOL_TRANSFER_TIMEOUT_MS", 30_000),
+            rdma={name: text for name, text in os.environ.items() if name.startswith(_RDMA_PREFIX) or name in _RDMA_NAMES},
         )
 
 

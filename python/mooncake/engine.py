@@ -14,12 +14,19 @@ from mooncake._native.engine import Read, TransferNotify, TransferOpcode, Write 
 
 _native.configure_log("store", _settings.log_level())
 
-SUPPORT_CUDA = False
 SUPPORT_EFA = False
 SUPPORT_HIP = False
 SUPPORT_INTRA_NVLINK = False
 SUPPORT_MNNVL = False
 SUPPORT_MUSA = False
+
+
+def __getattr__(name: str) -> bool:
+    # Not a constant: CUDA comes into a process when its user loads it.
+    if name == "SUPPORT_CUDA":
+        return _native.engine.cuda_is_usable()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 _METADATA_KINDS = ("etcd", "redis", "http", "p2p", "P2PHANDSHAKE")
 
@@ -42,7 +49,9 @@ class TransferEngine(_native.engine.TransferEngine):
             hostname=arg0.strip(),
             metadata=arg1.strip(),
             protocol=protocol,
-            devices=arg3,
+            devices=arg3.strip(),
+            rdma=environment.rdma,
+            paths=environment.paths,
             cluster_token=environment.cluster_token,
             timeout_ms=environment.transfer_timeout_ms,
         )
@@ -67,8 +76,14 @@ class TransferEngine(_native.engine.TransferEngine):
         self._shut_down()
 
     def get_local_topology(self, device_name: str | None = None) -> str:
-        """JSON: for each place of memory the preferred and the other network devices; over tcp there is nothing to choose."""
-        return json.dumps({"cpu:0": [[], []]})
+        """JSON: for each place of memory ("cpu:0" is NUMA node 0) the nearest and the other network cards that transfers use; over tcp there is
+        nothing to choose. `device_name`: only these, with commas."""
+        wanted = [name.strip() for name in (device_name or "").split(",") if name.strip()]
+        nics = [(name, node) for name, node in self._nics() if not wanted or name in wanted]
+        places = sorted({max(node, 0) for _, node in nics} | {0})
+        # A card whose place is unknown is as near to one as to another.
+        near = {place: [name for name, node in nics if node in (place, -1)] for place in places}
+        return json.dumps({f"cpu:{place}": [near[place], [name for name, _ in nics if name not in near[place]]] for place in places})
 
     def get_engine(self) -> InnerTransferEngine | None:
         """Would share this engine with C++ code of the incumbent; None in this release."""

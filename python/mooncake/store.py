@@ -1,7 +1,7 @@
 """mooncake.store: the pool's client, as engines written for Mooncake use it.
 
-The calls are C++ (mooncake._native.store) and release the interpreter lock while they wait. Here are the parts that run once: setup and its
-arguments, and the end. Sizes are bytes. Calls answer 0, a count, or a negative code (docs/python.md); exceptions are for wrong types alone.
+The calls are C++ (mooncake._native.store) and release the interpreter lock while they wait; those with torch tensors are in _tensors.py. Here are the
+parts that run once: setup and its arguments, and the end. Sizes are bytes. Calls answer 0, a count, or a negative code (docs/python.md); exceptions are for wrong types alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from mooncake._later import (  # noqa: F401
     BufferLease,
     BufferLeaseView,
     BufferPool,
-    LaterCalls,
     ParallelAxis,
     QueryTaskResponse,
     ReadTarget,
@@ -57,6 +56,7 @@ from mooncake._native.store import (  # noqa: F401
     TaskStatus,
     TaskType,
 )
+from mooncake._tensors import TensorCalls
 
 _native.configure_log("store", _settings.log_level())
 
@@ -102,7 +102,7 @@ del setup
 _PARAMETERS = _bind_setup.__code__.co_varnames[1 : _bind_setup.__code__.co_argcount]
 
 
-class MooncakeDistributedStore(LaterCalls):
+class MooncakeDistributedStore(TensorCalls):
     """One node of the pool: lends memory to it, puts and gets objects. Any number of threads may call it."""
 
     def setup(self, *args, **kwargs) -> int:
@@ -112,7 +112,8 @@ class MooncakeDistributedStore(LaterCalls):
         metadata_server     'etcd://h:p', 'redis://h:p', 'http://h:p/metadata', 'h:p' (etcd), or 'P2PHANDSHAKE'
         global_segment_size bytes of memory lent to the pool; 0 lends nothing
         local_buffer_size   0 makes a pure server, whose puts fail
-        protocol            'tcp'
+        protocol            'tcp', or 'rdma' (docs/rdma.md)
+        rdma_devices        with 'rdma': its network cards, 'mlx5_0,mlx5_1'; '' or 'auto' takes all that are up
         master_server_addr  'host:port' of the master
         Other arguments are accepted; those without effect in this release are named in the log. 0, or a negative code with one line in the log.
         """
@@ -127,6 +128,7 @@ class MooncakeDistributedStore(LaterCalls):
             cluster_token=environment.cluster_token,
             checksums=environment.checksums,
             paths=environment.paths,
+            rdma=environment.rdma,
             operation_timeout_ms=environment.operation_timeout_ms,
             setup_timeout_ms=environment.setup_timeout_ms,
             handover_wait_ms=environment.handover_wait_ms,

@@ -7,11 +7,12 @@ progress, keeps what has been measured if a later table fails, and stops every p
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from moonpool import bench_docs, bench_engine, bench_master, bench_programs
+from moonpool import bench_cuda, bench_docs, bench_engine, bench_master, bench_programs
 from moonpool.bench_baselines import Iperf, Redis
 from moonpool.bench_machine import describe_machine, require_memory
 from moonpool.bench_options import Options, options_from, parser
@@ -120,6 +121,10 @@ def draw_plots(json_file: Path, folder: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["gateway"] and IN_CHECKOUT:
+        os.execv(sys.executable, [sys.executable, str(ROOT / "bench" / "gateway_compare.py"), *arguments[1:]])
+    if arguments[:1] == ["cuda"]:
+        return bench_cuda.main(arguments[1:])
     parsed = parser().parse_args(arguments)
     options = options_from(parsed)
     json_file = options.json or LATEST

@@ -18,7 +18,7 @@ from moonpool.commands import run
 from moonpool.console import board
 from moonpool.errors import UserError
 from moonpool.paths import BUILD, DIST, IN_CHECKOUT, ROOT, VENV, VENV_PYTHON
-from moonpool.provision import ensure_packages, ensure_requirements, ensure_venv, newest_wheel, uv_environment, uv_install
+from moonpool.provision import compile_bytecode, ensure_packages, ensure_requirements, ensure_venv, newest_wheel, uv_environment, uv_install
 
 # What the wheel is made of.
 SOURCES = ("CMakeLists.txt", "VERSION", "pyproject.toml", "cmake", "proto", "src", "python", "examples")
@@ -88,17 +88,17 @@ def ensure_wheel() -> Path:
         row.update(f"{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB")
     with board.row("install the wheel into .venv"):
         uv_install("install the wheel", ["--no-deps", "--force-reinstall", wheel])
+        compile_bytecode("mooncake", "mooncake_vllm_adaptor", "moonpool")
     STAMP.write_text(before)
     return wheel
 
 
 def configure(preset: str) -> Path:
-    """The build folder of a CMake preset, configured when it is new."""
+    """The build folder of a CMake preset, configured for the tree as it is now: lists of tests are read from it."""
     if shutil.which("cmake") is None:
         raise UserError("cmake is missing", "./moonpool build installs it")
     folder = BUILD / preset
-    if not (folder / "build.ninja").is_file():
-        run(f"configure {preset}", ["cmake", "--preset", preset], timeout=300)
+    run(f"configure {preset}", ["cmake", "--preset", preset], timeout=300)
     return folder
 
 

@@ -12,8 +12,9 @@ usage: ./moonpool COMMAND [options]
   up      from a bare machine to an answer: pool, prefill and decode vLLM instances, gateway   (up --help)
   test    everything that shows that it works, with a summary line                             (test --help)
   build   the wheel: into dist/, and installed in .venv
-  bench   the benchmarks in bench/                                                             (bench --help)
+  bench   the benchmarks in bench/                                   (bench --help; the gateway's: bench gateway; GPUs': bench cuda)
   lint    clang-format and clang-tidy                                                          (lint --help)
+  rdma-vm a command in a guest with soft-RoCE NICs, for those who have none                    (rdma-vm --help)
 
   any other command is one of the moonpool program, once built: master, node, gateway, status, doctor ...
 """
@@ -47,6 +48,10 @@ def dispatch(command: str, arguments: list[str]) -> int:
         from moonpool.linting import main as run_lint
 
         return run_lint(arguments)
+    if command == "rdma-vm":
+        from moonpool.soft_roce_vm import main as run_rdma_vm
+
+        return run_rdma_vm(arguments)
     print(USAGE, end="")
     return 0 if command in ("help", "-h", "--help") else 2
 

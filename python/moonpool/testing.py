@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moonpool import bench_regression, packages
+from moonpool import bench_regression, cuda_host, cuda_tests, packages, rdma_tests
 from moonpool.bench_sides import WorkerFailed
 from moonpool.benching import built_programs
 from moonpool.building import build_preset, configure, ensure_build_tools, ensure_wheel
@@ -27,14 +27,16 @@ from moonpool.errors import UserError
 from moonpool.models import SMOLLM2, TINY_FOUR_HEADS, ensure_model
 from moonpool.paths import BUILD, LOGS, ROOT, VENV, VENV_PYTHON
 from moonpool.provision import ensure_packages, ensure_requirements, ensure_venv, ensure_vllm
+from moonpool.soft_roce_vm import GuestFailed
 
 BUILD_SECONDS = 2400
-CTEST_SECONDS = 900
+CTEST_SECONDS = 1500
 FUZZ_SECONDS = 6
 PYTEST_SECONDS = 900
-E2E_SECONDS = 2400
+E2E_SECONDS = 3000
 E2E_TEST_SECONDS = 900  # the first test of a cluster pays for starting it
 FAILURE_TAIL = 60
+TORCH_TESTS = "test_tensors or test_programs_without_gpu"  # as pytest -k
 
 
 @dataclass
@@ -63,7 +65,7 @@ def read_junit(path: Path) -> Outcome:
         outcome.slowest.append((float(case.get("time") or 0), name))
         if case.find("failure") is not None or case.find("error") is not None:
             outcome.failed += 1
-        elif case.find("skipped") is not None:
+        elif case.find("skipped") is not None or case.get("status") == "notrun":
             outcome.skipped += 1
         else:
             outcome.passed += 1
@@ -157,12 +159,117 @@ def pytest_run(name: str, folders: Sequence[str], expression: str, timeout: floa
     return outcome
 
 
+def torch_tests(expression: str) -> Outcome:
+    """The tests of tests/compat that need torch, with the one that vLLM brings: in the step for tests/compat it is not there yet, and they skip."""
+    ensure_vllm(None, "cpu")
+    return pytest_run("torch", ["tests/compat"], f"({TORCH_TESTS}) and ({expression})" if expression else TORCH_TESTS, PYTEST_SECONDS)
+
+
 def end_to_end(expression: str) -> Outcome:
     """Real vLLM, etcd and redis. The models are made here, so that no test's time limit pays for it."""
     vllm = ensure_vllm(None, "cpu")
     for kind in (SMOLLM2, TINY_FOUR_HEADS):
         ensure_model(kind, vllm)
     return pytest_run("e2e", ["tests/e2e"], expression, E2E_SECONDS, E2E_TEST_SECONDS)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ RDMA
+
+
+def rdma_suite(expression: str) -> Outcome:
+    """Real verbs: C++ conformance and the scenarios of tests/rdma, on this host's RDMA devices or in a guest with software ones."""
+    if not rdma_tests.host_devices() and platform.machine() != "x86_64":
+        board.say(f"note: no RDMA device, and no guest for {platform.machine()} to have one in; the RDMA tests are skipped")
+        return Outcome(skipped=1)
+    ensure_requirements("test", packages.TEST_REQUIREMENTS)
+    labelled: list[str] = []
+    if not expression:
+        configure("dev")
+        labelled = _labelled_tests("dev", "rdma")
+        build_preset("dev", timeout=BUILD_SECONDS, targets=rdma_tests.programs(labelled))
+    runs = rdma_tests.suite(labelled, rdma_tests.built_program, expression)
+    try:
+        rdma_tests.run_suite(runs)
+    except GuestFailed as error:
+        board.say(error.render())
+    outcome = sum((_rdma_outcome(run, expression) for run in runs), Outcome())
+    if outcome.failed:
+        board.say(f"---- the end of {log_path(rdma_tests.NAME)}\n{tail(log_path(rdma_tests.NAME), FAILURE_TAIL)}\n----")
+    return outcome
+
+
+def _rdma_outcome(run: rdma_tests.Run, expression: str) -> Outcome:
+    """What one program counted. One that crashed, or was not reached, counts as a failure."""
+    outcome = read_junit(run.report) if run.report.is_file() else Outcome()
+    if expression and not outcome.slowest and run.status is not None:
+        return Outcome()  # no scenario matched
+    if run.status != 0 and outcome.failed == 0:
+        board.say(f"   {run.name}: {'not run to its end' if run.status is None else f'exit status {run.status}'}")
+        outcome.failed += 1
+    return outcome
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ CUDA
+
+
+def cuda_cpp_tests() -> Outcome:
+    """The C++ tests with the label "cuda", on the real driver."""
+    if not cuda_tests.can_build_tests():
+        board.say("note: GoogleTest is not installed here; the C++ tests on GPUs are skipped")
+        return Outcome(skipped=1)
+    cuda_host.ensure_installed()
+    cuda_host.build_targets(cuda_tests.labelled_programs())
+    # One after the other: some measure, and all share the devices.
+    argv: list[str | Path] = ["ctest", "--test-dir", cuda_host.CUDA_BUILD, "-L", f"^{cuda_tests.LABEL}$", "--output-on-failure"]
+    return _run_with_report("ctest cuda", [*argv, "--output-junit", cuda_tests.report("ctest")], cuda_tests.report("ctest"), CTEST_SECONDS)
+
+
+def cuda_python_tests(expression: str) -> Outcome:
+    """tests/cuda and the tensors of tests/compat, with the host's torch."""
+    cuda_host.require_test_modules()
+    python, report = cuda_host.ensure_installed(), cuda_tests.report("pytest")
+    argv: list[str | Path] = [python, "-m", "pytest", "-v", "--tb=short", f"--junitxml={report}", "tests/cuda", "tests/compat/test_tensors.py"]
+    outcome = _run_with_report("pytest cuda", argv + (["-k", expression] if expression else []), report, PYTEST_SECONDS)
+    return Outcome() if expression and not outcome.slowest else outcome
+
+
+def cuda_sanitizer() -> Outcome:
+    """compute-sanitizer over the gathers and scatters."""
+    sanitizer = cuda_tests.compute_sanitizer()
+    if sanitizer is None or not cuda_tests.can_build_tests():
+        board.say("note: memcheck and racecheck are skipped: compute-sanitizer (of the CUDA toolkit) or GoogleTest is not installed here")
+        return Outcome(skipped=len(cuda_tests.SANITIZER_TOOLS))
+    cuda_host.ensure_installed()
+    outcome = Outcome()
+    for tool, status in cuda_tests.sanitized_runs(sanitizer):
+        if status == 0:
+            outcome.passed += 1
+        else:
+            outcome.failed += 1
+            log = log_path(f"compute-sanitizer {tool}")
+            board.say(f"---- {tool}: exit status {status}; the end of {log}\n{tail(log, FAILURE_TAIL)}\n----")
+    return outcome
+
+
+def _cuda_build() -> Outcome:
+    cuda_host.ensure_installed()
+    return Outcome(passed=1)
+
+
+def _no_gpu(reason: str) -> Outcome:
+    board.say(f"note: {reason}")
+    return Outcome(skipped=1)
+
+
+def cuda_steps(expression: str) -> list[Step]:
+    """All that runs on GPUs; one skipped step where there is none."""
+    if reason := cuda_tests.no_gpu():
+        return [Step("GPUs", lambda: _no_gpu(reason))]
+    python = Step("GPUs from Python", lambda: cuda_python_tests(expression))
+    build = Step("GPUs: the wheel", _cuda_build)
+    if expression:
+        return [build, python]
+    return [build, Step("GPUs: C++ tests", cuda_cpp_tests), python, Step("GPUs: compute-sanitizer", cuda_sanitizer)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------- benchmarks
@@ -196,12 +303,14 @@ class Step:
 
 def plan(options: argparse.Namespace) -> list[Step]:
     """The steps that the options select. A whole run has its unit tests under ASan, so that nothing is compiled twice for them."""
-    everything = not (options.unit or options.e2e or options.fast)
+    everything = not (options.unit or options.e2e or options.fast or options.rdma or options.cuda)
     wheel = Step("wheel", _count_build)
     unit = Step("C++ unit tests", lambda: unit_tests("dev"))
     python = Step("Python tooling", lambda: pytest_run("tooling", ["tests/python"], options.k, PYTEST_SECONDS))
     compat = Step("compatibility and faults", lambda: pytest_run("compat", ["tests/compat", "tests/faults"], options.k, PYTEST_SECONDS), True)
+    torch = Step("tensors on torch", lambda: torch_tests(options.k), True)
     e2e = Step("end to end on vLLM", lambda: end_to_end(options.k), True)
+    rdma = Step("RDMA on real verbs", lambda: rdma_suite(options.k), True)
     sanitized = Step("C++ tests, ASan+UBSan", lambda: unit_tests("asan"))
     sanitizers = [
         Step("TSan, core", lambda: unit_tests("tsan", "core")),
@@ -209,15 +318,19 @@ def plan(options: argparse.Namespace) -> list[Step]:
         Step("regression bench", regression_bench, True),
     ]
     if everything:
-        steps = [python, wheel, compat, e2e] if options.k else [python, wheel, compat, e2e, sanitized, *sanitizers]
-        return steps
+        steps = [python, wheel, compat, rdma, torch, e2e] if options.k else [python, wheel, compat, rdma, torch, e2e, sanitized, *sanitizers]
+        return steps if cuda_tests.no_gpu() else [*steps, *cuda_steps(options.k)]
     chosen = [python, unit] if options.unit or options.fast else []
-    if options.fast or options.e2e:
+    if options.fast or options.e2e or options.rdma:
         chosen.append(wheel)
     if options.fast:
         chosen.append(compat)
+    if options.rdma:
+        chosen.append(rdma)
     if options.e2e:
-        chosen.append(e2e)
+        chosen += [torch, e2e]
+    if options.cuda:
+        chosen += cuda_steps(options.k)
     return chosen
 
 
@@ -266,7 +379,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./moonpool test", description="Builds and tests everything; without options, all of it.")
     parser.add_argument("--unit", action="store_true", help="only the unit tests, C++ and Python")
     parser.add_argument("--e2e", action="store_true", help="only the wheel and the end-to-end tests on vLLM")
-    parser.add_argument("--fast", action="store_true", help="all but sanitizers, fuzzers and vLLM")
+    parser.add_argument("--fast", action="store_true", help="all but sanitizers, fuzzers, RDMA and vLLM")
+    parser.add_argument("--rdma", action="store_true", help="only the wheel and the tests on RDMA devices, or in a guest with software ones")
+    parser.add_argument("--cuda", action="store_true", help="only what runs on GPUs, with what this host has: nothing is installed (docs/cuda.md)")
     parser.add_argument("-k", default="", metavar="EXPR", help="only Python tests that match, as pytest -k; leaves C++ out")
     return parser.parse_args(arguments)
 
@@ -274,12 +389,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     options = parse_arguments(arguments)
     started = time.monotonic()
-    prepare()
-    if os.geteuid() != 0 or shutil.which("ip") is None:
+    only_cuda = options.cuda and not (options.unit or options.e2e or options.fast or options.rdma)
+    if not only_cuda:
+        prepare()
+    if not only_cuda and (os.geteuid() != 0 or shutil.which("ip") is None):
         board.say("note: network namespaces need root and ip; tests that use them will be skipped")
     results = run_steps(plan(options))
     print_table(results)
     total = sum((outcome for _, outcome, _, _ in results), Outcome())
     print(f"took {format_seconds(time.monotonic() - started)}")
     print(f"moonpool: {total}", flush=True)
-    return 1 if total.failed or not total.passed else 0
+    return 1 if total.failed or not (total.passed or total.skipped) else 0

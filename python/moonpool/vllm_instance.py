@@ -5,7 +5,10 @@ The command is the serving guide's own, `python3 -m vllm.entrypoints.openai.api_
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import platform
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +52,20 @@ class Instance:
         return f"{self.host}:{self.port}"
 
 
+@functools.cache
+def without_bfloat16() -> bool:
+    """Whether this is an x86 without AVX-512, for which oneDNN has no bfloat16 kernel: a long prompt then takes eight times as long."""
+    if platform.machine() != "x86_64":
+        return False
+    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    return "avx512bw" not in flags.split()
+
+
+def precision() -> list[str]:
+    """vLLM's flag for the precision that this CPU is made for; empty where the model's own is."""
+    return ["--dtype", "float32"] if without_bfloat16() else []
+
+
 def command(instance: Instance, vllm: Vllm) -> list[str]:
     """The guide's command line for this instance."""
     argv = [str(vllm.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(instance.model)]
@@ -56,7 +73,7 @@ def command(instance: Instance, vllm: Vllm) -> list[str]:
     if vllm.gpus:
         argv += ["--gpu-memory-utilization", "0.8"]
     else:
-        argv += ["--enforce-eager", "--max-model-len", str(MAX_MODEL_LEN)]
+        argv += ["--enforce-eager", "--max-model-len", str(MAX_MODEL_LEN), *precision()]
     if instance.tensor_parallel > 1:
         argv += ["-tp", str(instance.tensor_parallel)]
     if instance.role:
@@ -87,10 +104,13 @@ def environment(instance: Instance, vllm: Vllm) -> dict[str, str]:
     if vllm.gpus:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(instance.gpus)
     else:
+        # Prefill and decode of one request take turns, so all may have all cores where these are slow: threads that wait do not spin.
+        threads = (os.cpu_count() or 1) if without_bfloat16() else instance.threads
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GIB),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(instance.threads),
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
         }
     return env
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cli/command_table.h"
+#include "cli/doctor/doctor.h"
 #include "cli/status.h"
 #include "gateway/gateway_main.h"
 #include "master/master.h"
@@ -48,6 +49,7 @@ const std::vector<moonpool::cli::Command>& commands() {
       {"metadata", "mooncake_http_metadata_server", "an HTTP metadata server", moonpool::metadata::run_http_metadata_server},
       {"up", "", "from a bare machine to an answer: the whole, with vLLM", run_up},
       {"status", "", "what a running master says of itself", moonpool::cli::run_status},
+      {"doctor", "", "what is wrong with this host and what it can reach, and what to do about it", moonpool::cli::run_doctor},
       {"bench", "", "benchmarks: bench transfer", run_bench},
       {"bench-transfer", "transfer_engine_bench", "moves bytes between two processes and says how fast",
        moonpool::transfer::run_transfer_engine_bench},

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "base/logging.h"
+#include "gateway/access.h"
 #include "gateway/instance_check.h"
 #include "gateway/resolver.h"
 
@@ -98,19 +99,14 @@ Result<Command> parse_command(AdminAction action, std::string_view body) {
   return command;
 }
 
-// Empty when the request may administer.
-std::optional<Reply> unauthorized(const GatewayState& state, const RequestParser& request) {
-  const std::string& expected = state.settings.admin_api_key;
-  if (expected.empty()) {
-    return refuse(
-        403, "administration is disabled: start the gateway with ADMIN_API_KEY set in its environment, and send the same key in X-API-Key");
+// The name as the settings mean it: the one that a group has, where it leaves open whether TLS is spoken there.
+InstanceName meant_by(const GatewayState& state, AdminAction action, const Command& command) {
+  const Settings& settings = state.settings();
+  for (const Group* group : {&state.prefill, &state.decode}) {
+    if (action == AdminAction::kAdd && group->role() != command.type) continue;
+    if (auto name = settings.instance_of(group->role(), command.instance); group->contains(name)) return name;
   }
-  const std::string_view given = request.headers.get("x-api-key");
-  if (given.empty())
-    return refuse(401, "the header X-API-Key is missing: it has to carry the key that the gateway was started with in ADMIN_API_KEY");
-  if (!same_secret(given, expected))
-    return refuse(403, "the key in X-API-Key is not the one that the gateway was started with in ADMIN_API_KEY");
-  return std::nullopt;
+  return command.type.empty() ? command.instance : settings.instance_of(command.type, command.instance);
 }
 
 unsigned status_of(ErrorCode code) {
@@ -127,8 +123,12 @@ Task<Reply> add(GatewayState& state, UpstreamPool& pool, const RequestParser& re
     present->set_draining(false);
     co_return done(name + " stays in " + group.role() + "_instances: its draining was called off.");
   }
-  auto checked = co_await check_instance(pool, command.instance, state.settings.model, request.headers.get(http::field::authorization),
-                                         Deadline::after(state.settings.timeouts.check), cancellation);
+  // The client's Authorization is the instance's, unless it was the admin key.
+  std::string authorization;
+  if (!request.headers.get("x-api-key").empty()) authorization = request.headers.get(http::field::authorization);
+  if (authorization.empty()) authorization = state.upstream_authorization();
+  auto checked = co_await check_instance(pool, command.instance, state.settings().model, authorization,
+                                         Deadline::after(state.settings().timeouts.check), cancellation);
   if (!checked.ok() || !checked->verified) {
     const std::string reason = checked.ok() ? checked->remark : checked.status().message();
     co_return refuse(checked.ok() ? 502 : status_of(checked.code()), name + " was not added: " + reason);
@@ -165,11 +165,11 @@ Task<Reply> remove(GatewayState& state, const Command& command, Cancellation& ca
     static_cast<void>(group.remove(instance));
   } else {
     instance->set_draining(true);
-    const auto deadline = Deadline::after(command.deadline.value_or(state.settings.timeouts.drain));
+    const auto deadline = Deadline::after(command.deadline.value_or(state.settings().timeouts.drain));
     // On its own: it has to end also when this client does not wait for it.
+    const auto executor = co_await asio::this_coro::executor;
     asio::co_spawn(
-        co_await asio::this_coro::executor,
-        [&state, &group, instance, deadline] { return drain_and_remove(state, group, instance, deadline); }, asio::detached);
+        executor, [&state, &group, instance, deadline] { return drain_and_remove(state, group, instance, deadline); }, asio::detached);
     while (group.find(command.instance) == instance && instance->draining() && !cancellation.cancelled()) {
       co_await pause(kLookEvery, cancellation);
     }
@@ -199,15 +199,6 @@ Reply set_role(GatewayState& state, const Command& command) {
 
 }  // namespace
 
-bool same_secret(std::string_view given, std::string_view expected) {
-  unsigned char difference = given.size() == expected.size() ? 0 : 1;
-  for (std::size_t i = 0; i < given.size(); ++i) {
-    const auto other = expected.empty() ? '\0' : expected[i % expected.size()];
-    difference = static_cast<unsigned char>(difference | (static_cast<unsigned char>(given[i]) ^ static_cast<unsigned char>(other)));
-  }
-  return static_cast<volatile unsigned char&>(difference) == 0;
-}
-
 Task<void> drain_and_remove(GatewayState& state, Group& group, std::shared_ptr<Instance> instance, Deadline deadline) {
   Timer timer(co_await asio::this_coro::executor);
   while (instance->draining() && instance->in_flight() > 0 && !deadline.expired() && !state.stopping) {
@@ -220,23 +211,27 @@ Task<void> drain_and_remove(GatewayState& state, Group& group, std::shared_ptr<I
 
 Task<Reply> administer(AdminAction action, GatewayState& state, UpstreamPool& pool, const RequestParser& request, std::string peer,
                        Cancellation& cancellation) {
-  const auto audit = [&](std::string_view who, const Command* command, const Reply& reply) {
+  const auto audit = [&](std::string_view by, const Command* command, const Reply& reply) {
     log::logger().log(reply.status < 300 ? spdlog::level::info : spdlog::level::warn,
-                      "audit: from={} by={} action={} instance={} type={} result={} {}", peer, who, name_of(action),
+                      "audit: from={} by={} action={} instance={} type={} result={} {}", peer, by, name_of(action),
                       command == nullptr ? "-" : command->instance.to_string(),
                       command == nullptr || command->type.empty() ? "-" : command->type, reply.status, reply.body);
   };
-  if (auto refusal = unauthorized(state, request)) {
-    audit("unauthorized", nullptr, *refusal);
-    co_return std::move(*refusal);
+  auto access = admin_access(state, request);
+  if (access.refusal) {
+    state.counters.unauthorized.fetch_add(1, std::memory_order_relaxed);
+    audit("unauthorized", nullptr, *access.refusal);
+    co_return std::move(*access.refusal);
   }
-  const auto command = parse_command(action, request.body);
+  const std::string& who = access.key->name;
+  auto command = parse_command(action, request.body);
   Reply reply;
   if (!command.ok()) {
     reply = refuse(400, command.status().message() + std::string(hint_of(action)));
-    audit("admin", nullptr, reply);
+    audit(who, nullptr, reply);
     co_return reply;
   }
+  command->instance = meant_by(state, action, *command);
   if (action == AdminAction::kAdd) {
     reply = co_await add(state, pool, request, *command, cancellation);
   } else if (action == AdminAction::kRemove) {
@@ -244,7 +239,7 @@ Task<Reply> administer(AdminAction action, GatewayState& state, UpstreamPool& po
   } else {
     reply = set_role(state, *command);
   }
-  audit("admin", &*command, reply);
+  audit(who, &*command, reply);
   co_return reply;
 }
 

@@ -1,7 +1,7 @@
 // Administration of a running gateway: instances are added, removed (drained first) and given another role.
 //
-// Needs the key of ADMIN_API_KEY in X-API-Key, compared in constant time. Every attempt, refused ones included, writes one audit line to
-// the log: from where, what, on which instance, with which result; never a key. Threads: any executor. Ownership: functions over the shared
+// Needs a key of role admin (access.h). Every attempt, refused ones included, writes one audit line to the log: from where, by the key of
+// which name, what, on which instance, with which result; never a key. Threads: any executor. Ownership: functions over the shared
 // state; a drain goes on by itself when the client that asked for it is gone.
 #pragma once
 
@@ -25,8 +25,5 @@ enum class AdminAction { kAdd, kRemove, kSetRole };
 // Gives the instance nothing new and takes it out of its group when it is idle, at the latest at the deadline; unless the draining is
 // called off meanwhile (Instance::set_draining). Requests that still run then go on. Used by the administration and by discovery.
 [[nodiscard]] Task<void> drain_and_remove(GatewayState& state, Group& group, std::shared_ptr<Instance> instance, Deadline deadline);
-
-// Takes the same time wherever the first difference is.
-[[nodiscard]] bool same_secret(std::string_view given, std::string_view expected);
 
 }  // namespace moonpool::gateway

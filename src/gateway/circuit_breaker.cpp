@@ -4,6 +4,11 @@
 
 namespace moonpool::gateway {
 
+void CircuitBreaker::set(CircuitSettings settings) {
+  const std::lock_guard lock(mutex_);
+  settings_ = settings;
+}
+
 std::string_view CircuitBreaker::name() const {
   switch (state()) {
     case State::kClosed:

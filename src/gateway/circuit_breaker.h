@@ -34,6 +34,9 @@ class CircuitBreaker {
 
   explicit CircuitBreaker(CircuitSettings settings) : settings_(settings) {}
 
+  // Holds from the next failure on; the state stays.
+  void set(CircuitSettings settings);
+
   [[nodiscard]] State state() const { return state_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::string_view name() const;  // "closed", "open", "half-open"
   [[nodiscard]] unsigned failures() const { return failures_.load(std::memory_order_relaxed); }
@@ -55,13 +58,13 @@ class CircuitBreaker {
  private:
   void open(Clock::time_point now);
 
-  const CircuitSettings settings_;
   std::atomic<State> state_{State::kClosed};
   std::atomic<bool> trial_{false};
   std::atomic<unsigned> failures_{0};       // consecutive ones of requests
   std::atomic<unsigned> failed_checks_{0};  // consecutive ones of checks
-  std::mutex mutex_;                        // guards the two below, and every change of state_
-  unsigned openings_ = 0;                   // in a row, without a whole answer between them
+  std::mutex mutex_;                        // guards the three below, and every change of state_
+  CircuitSettings settings_;
+  unsigned openings_ = 0;  // in a row, without a whole answer between them
   Clock::time_point open_until_{};
 };
 

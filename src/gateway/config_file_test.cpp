@@ -14,18 +14,29 @@ constexpr std::string_view kWhole = R"({
   "groups": {
     "prefill": {
       "policy": "prefix_aware",
+      "kv_events": {"port": 5557, "replay_port": 5558, "topic": "kv"},
       "instances": ["a:1", "B:2", "b:2"],
-      "dns": {"name": "prefill.svc:8100", "interval_s": 5}
+      "dns": [{"name": "prefill.svc:8100", "interval_s": 5}, {"srv": "_v._tcp.a", "server": "10.0.0.2:8600"}],
+      "kubernetes": {"service": "prefill", "port": 8100, "server": "http://127.0.0.1:8001"}
     },
     "decode": {
       "instances": ["c:3"],
       "etcd": [{"server": "etcd:2379", "prefix": "/decode/", "interval_s": 0.5}, {"server": "etcd2:2379", "prefix": "/more/"}]
     }
   },
+  "kv_transfer": "mooncake",
+  "mooncake_bootstrap": [9000, "a:1=9001"],
+  "decode_first_below_bytes": 2048,
   "policy_options": {"affinity_header": "X-Tenant", "prefix_index_bytes": 4096, "pool_transfer_cost": 0.25},
   "timeouts": {"connect_s": 0.25, "drain_s": 60},
   "limits": {"body_bytes": 1000, "attempts": 5},
-  "health": {"unhealthy_after": 7, "slow_start_s": 0}
+  "health": {"unhealthy_after": 7, "slow_start_s": 0, "check_interval_s": 0, "open_time_s": 2},
+  "retries": {"budget_share": 0.5, "longest_pause_s": 1},
+  "continue_streams": "always",
+  "continue_marker": "off",
+  "log": {"level": "debug", "access": true},
+  "traces": {"sample": true, "otlp_endpoint": "http://c:4318", "service_name": "s"},
+  "listen": {"port": 9000, "threads": 3}
 })";
 
 TEST(ConfigFileTest, SaysAllOfIt) {
@@ -43,6 +54,8 @@ TEST(ConfigFileTest, SaysAllOfIt) {
   ASSERT_EQ(settings->decode_discovery.etcd.size(), 2U);
   EXPECT_EQ(settings->decode_discovery.etcd[0].interval, std::chrono::milliseconds(500));
   EXPECT_EQ(settings->decode_discovery.etcd[1].prefix, "/more/");
+  EXPECT_EQ(settings->kv_transfer, (KvTransferSettings{KvTransfer::kMooncake, 9000, {{"a:1", 9001}}}));
+  EXPECT_EQ(settings->decode_first_below, 2048U);
   EXPECT_EQ(settings->policy_options, (PolicyOptions{"X-Tenant", 4096, 0.25}));
   EXPECT_EQ(settings->timeouts.connect, std::chrono::milliseconds(250));
   EXPECT_EQ(settings->timeouts.prefill, Timeouts().prefill);
@@ -50,6 +63,24 @@ TEST(ConfigFileTest, SaysAllOfIt) {
   EXPECT_EQ(settings->attempts, 5U);
   EXPECT_EQ(settings->health.circuit.failures_to_open, 7U);
   EXPECT_EQ(settings->health.slow_start, std::chrono::milliseconds(0));
+  EXPECT_EQ(settings->health.check_every, std::chrono::milliseconds(0));
+  EXPECT_EQ(settings->health.circuit.first_open, std::chrono::seconds(2));
+  ASSERT_EQ(settings->prefill_discovery.srv.size(), 1U);
+  EXPECT_EQ(settings->prefill_discovery.srv[0].name, "_v._tcp.a");
+  EXPECT_EQ(settings->prefill_discovery.srv[0].server, "10.0.0.2:8600");
+  ASSERT_EQ(settings->prefill_discovery.kubernetes.size(), 1U);
+  EXPECT_EQ(settings->prefill_discovery.kubernetes[0].port, "8100");
+  EXPECT_EQ(settings->prefill_events, (KvEventSource{5557, 5558, "kv"}));
+  EXPECT_FALSE(settings->decode_events.is_on());
+  EXPECT_EQ(settings->retries.budget_share, 0.5);
+  EXPECT_EQ(settings->retries.longest, std::chrono::seconds(1));
+  EXPECT_EQ(settings->continue_streams, ContinueStreams::kAlways);
+  EXPECT_EQ(settings->continue_marker, ContinueMarker::kOff);
+  EXPECT_EQ(settings->log_level, "debug");
+  EXPECT_TRUE(settings->access_log && settings->sample_traces);
+  EXPECT_EQ(settings->otlp_endpoint, "http://c:4318");
+  EXPECT_EQ(settings->port, 9000);
+  EXPECT_EQ(settings->threads, 3U);
 }
 
 TEST(ConfigFileTest, AnErrorNamesLineAndFieldAndWhatIsAllowed) {
@@ -70,6 +101,9 @@ TEST(ConfigFileTest, AnErrorNamesLineAndFieldAndWhatIsAllowed) {
       {"{\"limits\": {\"attempts\": -1}}", {"a whole number from 1 to 100"}},
       {"{\"limits\": []}", {"limits", "an object"}},
       {"{\"policy_options\": {\"pool_transfer_cost\": 2}}", {"from 0 to 1"}},
+      {"{\"kv_transfer\": \"p2p\"}", {"kv_transfer", "auto, mooncake, nixl, none, pool"}},
+      {"{\"mooncake_bootstrap\": \"a\"}", {"mooncake_bootstrap", "host:port=port"}},
+      {"{\"mooncake_bootstrap\": 0}", {"'0'"}},
       {"[]", {"f, line 1", "an object"}},
       {"{\n\"model\": \"m\",\n}", {"f, line 3", "no valid JSON"}},
       {"{\"model\": \"m\"", {"no valid JSON"}},

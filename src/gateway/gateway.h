@@ -24,10 +24,9 @@ class Gateway {
 
   [[nodiscard]] std::uint16_t port() const;
   [[nodiscard]] std::string address() const;  // "127.0.0.1:8000"
-  // Goes over to new instances, sources, policies and slow start while requests run; the rest waits for a restart (membership.h). Returns
-  // at once.
+  // Goes over to new settings while requests run; membership.h says what waits for a restart. Returns at once.
   void reload(Settings settings);
-  // True when all running requests ended by themselves within the drain time.
+  // True when all running requests ended by themselves within the drain time; the clients of the others are told that they were cut.
   bool stop();
 
  private:

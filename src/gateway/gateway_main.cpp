@@ -22,13 +22,16 @@ namespace {
 // Reads the configuration again when its file changes or SIGHUP comes. A file that cannot be used changes nothing.
 class ConfigWatcher {
  public:
-  ConfigWatcher(boost::asio::io_context& context, int argc, char** argv, std::string file)
-      : argc_(argc), argv_(argv), file_(std::move(file)), hangup_(context, SIGHUP), timer_(context), seen_(look()) {}
+  ConfigWatcher(boost::asio::io_context& context, int argc, char** argv, const Settings& settings)
+      : argc_(argc), argv_(argv), file_(settings.config_file), keys_file_(settings.keys_file), hangup_(context, SIGHUP), timer_(context) {
+    seen_ = look(file_);
+    keys_seen_ = look(keys_file_);
+  }
 
   void start(Gateway& gateway) {
     gateway_ = &gateway;
     wait_for_hangup();
-    if (!file_.empty()) wait_for_change();
+    if (!file_.empty() || !keys_file_.empty()) wait_for_change();
   }
   void stop() {
     hangup_.cancel();
@@ -46,9 +49,9 @@ class ConfigWatcher {
     friend bool operator==(const Look&, const Look&) = default;
   };
 
-  [[nodiscard]] Look look() const {
+  [[nodiscard]] static Look look(const std::string& file) {
     struct ::stat now {};
-    if (file_.empty() || ::stat(file_.c_str(), &now) != 0) return {};
+    if (file.empty() || ::stat(file.c_str(), &now) != 0) return {};
     return {true, now.st_dev, now.st_ino, now.st_size, std::int64_t{now.st_mtim.tv_sec} * 1'000'000'000 + now.st_mtim.tv_nsec};
   }
 
@@ -65,20 +68,31 @@ class ConfigWatcher {
     timer_.expires_after(std::chrono::milliseconds(500));
     timer_.async_wait([this](const boost::system::error_code& error) {
       if (error) return;
-      if (const Look now = look(); now.there && !(now == seen_)) {
-        log::info("{} has changed: reading it again", file_);
-        reload();
-      }
+      const bool changed = has_changed(file_, seen_);
+      const bool keys_changed = has_changed(keys_file_, keys_seen_);
+      if (changed || keys_changed) reload();
       wait_for_change();
     });
   }
 
+  static bool has_changed(const std::string& file, const Look& seen) {
+    const Look now = look(file);
+    if (!now.there || now == seen) return false;
+    log::info("{} has changed: reading it again", file);
+    return true;
+  }
+
   void reload() {
-    seen_ = look();
+    seen_ = look(file_);
+    keys_seen_ = look(keys_file_);
     auto parsed = parse_command_line(argc_, argv_);
     if (!parsed.ok() || !parsed->settings) {
       log::error("the configuration stays as it was: {}", parsed.ok() ? "" : parsed.status().message());
       return;
+    }
+    if (parsed->settings->keys_file != keys_file_) {
+      keys_file_ = parsed->settings->keys_file;
+      keys_seen_ = look(keys_file_);
     }
     gateway_->reload(std::move(*parsed->settings));
     log::info("the configuration was read again");
@@ -87,9 +101,11 @@ class ConfigWatcher {
   const int argc_;
   char** const argv_;
   const std::string file_;
+  std::string keys_file_;  // as the configuration says it now
   boost::asio::signal_set hangup_;
   boost::asio::steady_timer timer_;
   Look seen_;
+  Look keys_seen_;
   Gateway* gateway_ = nullptr;
 };
 
@@ -99,7 +115,7 @@ int serve(Settings settings, int argc, char** argv) {
   boost::asio::io_context context;
   boost::asio::signal_set signals(context, SIGTERM, SIGINT);
   std::signal(SIGPIPE, SIG_IGN);
-  ConfigWatcher watcher(context, argc, argv, settings.config_file);
+  ConfigWatcher watcher(context, argc, argv, settings);
 
   auto gateway = Gateway::start(std::move(settings));
   if (!gateway.ok()) {
@@ -108,6 +124,7 @@ int serve(Settings settings, int argc, char** argv) {
   }
   watcher.start(**gateway);
   std::thread stopper;
+  bool drained = true;
   signals.async_wait([&](const boost::system::error_code& error, int number) {
     if (error) return;
     log::info("signal {}: stopping; running requests are finished first, a second signal ends them", number);
@@ -116,14 +133,14 @@ int serve(Settings settings, int argc, char** argv) {
     });
     watcher.stop();
     stopper = std::thread([&] {
-      (*gateway)->stop();
+      drained = (*gateway)->stop();
       context.stop();
     });
   });
   context.run();
   stopper.join();
-  log::info("stopped");
-  return 0;
+  log::info("{}", drained ? "stopped" : "stopped; requests that did not end in time were cut");
+  return drained ? 0 : 1;
 }
 
 }  // namespace

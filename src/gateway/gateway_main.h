@@ -3,7 +3,7 @@
 
 namespace moonpool::gateway {
 
-// Runs until SIGTERM or SIGINT; reads its configuration again at SIGHUP and when the file of --config changes. 0 after a graceful stop
+// Runs until SIGTERM or SIGINT; reads its configuration again at SIGHUP and when the files of --config or --keys-file change. 0 after a graceful stop
 // (running requests were finished, or the drain time was up), 1 when it could not start (the reason is on standard error), 2 for a wrong
 // command line. argv[0] is the program's name.
 int run_gateway(int argc, char** argv);

@@ -10,10 +10,14 @@ std::shared_ptr<const InstanceList> Group::snapshot() const {
   return instances_;
 }
 
-std::string Group::policy_name() const {
+std::shared_ptr<Policy> Group::policy() const {
   const std::lock_guard lock(mutex_);
-  return std::string(policy_->name());
+  return policy_;
 }
+
+std::string Group::policy_name() const { return std::string(policy()->name()); }
+
+std::optional<std::size_t> Group::uncached_bytes(const RequestFacts& request) const { return policy()->uncached_bytes(request); }
 
 void Group::set_policy(std::shared_ptr<Policy> policy) {
   const std::lock_guard lock(mutex_);

@@ -7,6 +7,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -39,10 +40,14 @@ class Group {
   // The policy's choice among the healthy ones that are not in `tried`; when no such one is left, among the unhealthy ones (a request that
   // would fail otherwise loses nothing by trying). Never one that is draining. Null when all were tried.
   [[nodiscard]] std::shared_ptr<Instance> pick(const RequestFacts& request, std::span<const std::shared_ptr<Instance>> tried) const;
+  // As the policy says (policy.h), over the instances that are in the group, whatever their health.
+  [[nodiscard]] std::optional<std::size_t> uncached_bytes(const RequestFacts& request) const;
 
   LatencyHistogram hops;  // how long requests were in this hop, with all its tries, however it ended
 
  private:
+  [[nodiscard]] std::shared_ptr<Policy> policy() const;
+
   const std::string role_;
   mutable std::mutex mutex_;  // guards the two pointers, not the list, and orders what the policy is told
   std::shared_ptr<Policy> policy_;

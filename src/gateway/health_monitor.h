@@ -30,7 +30,8 @@ class HealthMonitor : public std::enable_shared_from_this<HealthMonitor> {
   };
 
   [[nodiscard]] Task<void> run();
-  void look_after(const Group& group);
+  // `reloaded`: the settings have changed since the last round, so a next probe comes within their times.
+  void look_after(const Group& group, bool reloaded);
   [[nodiscard]] Task<void> probe(std::shared_ptr<Instance> instance, bool first_look);
 
   const Executor executor_;
@@ -38,6 +39,7 @@ class HealthMonitor : public std::enable_shared_from_this<HealthMonitor> {
   UpstreamPool pool_;  // keeps nothing: a probe is a fresh connection
   Timer timer_;
   bool stopped_ = false;
+  const Settings* settings_seen_ = nullptr;  // at the last round
   std::unordered_map<std::shared_ptr<Instance>, Watched> watched_;
 };
 

@@ -11,6 +11,8 @@ namespace moonpool::gateway {
 
 namespace {
 
+constexpr std::size_t kAnswerHeadAtMost = std::size_t{64} * 1024;
+constexpr std::size_t kChunkLineAtMost = std::size_t{16} * 1024;  // with its extensions; trailers, all of them
 constexpr std::uint64_t kReserveAtMost = std::uint64_t{1} << 20;  // a stranger's Content-Length reserves no more than this
 
 std::string_view view_of(boost::beast::string_view text) { return {text.data(), text.size()}; }
@@ -33,8 +35,16 @@ bool is_hop_by_hop(const HeaderField& field) {
   }
 }
 
-bool is_named_by_connection(const HeaderFields& headers, std::string_view name) {
-  std::string_view list = headers.get(http::field::connection);
+// The values of all Connection fields, with commas between.
+std::string connection_options(const HeaderFields& headers) {
+  std::string list;
+  for (const HeaderField& field : headers.all()) {
+    if (field.id == http::field::connection) list.append(list.empty() ? "" : ",").append(field.value);
+  }
+  return list;
+}
+
+bool is_in_list(std::string_view list, std::string_view name) {
   while (!list.empty()) {
     const std::size_t comma = std::min(list.find(','), list.size());
     std::string_view token = list.substr(0, comma);
@@ -50,9 +60,58 @@ void append_field(std::string& text, std::string_view name, std::string_view val
   text.append(name).append(": ").append(value).append("\r\n");
 }
 
-void append_framing(std::string& text, const AnswerShape& shape) {
-  if (shape.framing == Framing::kLength) append_field(text, "Content-Length", std::to_string(shape.body_bytes));
-  if (shape.framing == Framing::kChunked) append_field(text, "Transfer-Encoding", "chunked");
+// Beast takes folded lines and joins them. A value that is whole lies behind its name and the space there; a joined one does not.
+bool is_folded(boost::beast::string_view name, boost::beast::string_view value) {
+  const char* at = name.data() + name.size() + 1;
+  while (at != value.data() && (*at == ' ' || *at == '\t')) ++at;
+  return at != value.data();
+}
+
+// Takes a field's bytes out of what a head may have; false when that is used up.
+bool fits(boost::beast::string_view name, boost::beast::string_view value, std::size_t& bytes_left, std::size_t fields) {
+  const std::size_t bytes = name.size() + value.size() + 4;  // ": " and the line's end
+  if (bytes > bytes_left || fields >= kFieldsAtMost) return false;
+  bytes_left -= bytes;
+  return true;
+}
+
+bool is_target(std::string_view text) {
+  if (text.empty() || text.front() != '/') return false;
+  for (const char c : text) {
+    if (c <= ' ' || c >= 0x7F || c == '#') return false;  // char may be signed: bytes from 128 up are below the space
+  }
+  return true;
+}
+
+// The path and query of http://host/path?query; any other target as it is.
+std::string_view origin_form(std::string_view target) {
+  for (const std::string_view scheme : {"http://", "https://"}) {
+    if (!equals_ignoring_case(target.substr(0, scheme.size()), scheme)) continue;
+    const std::size_t path = target.find('/', scheme.size());
+    return path == std::string_view::npos ? std::string_view("/") : target.substr(path);
+  }
+  return target;
+}
+
+bool has_control_characters(boost::beast::string_view text) {
+  for (const char c : text) {
+    if ((static_cast<unsigned char>(c) < ' ' && c != '\t') || c == 0x7F) return true;
+  }
+  return false;
+}
+
+template <bool is_request>
+std::size_t put_bounded(http::basic_parser<is_request>& parser, boost::asio::const_buffer bytes, boost::beast::error_code& error) {
+  const std::size_t used = parser.put(bytes, error);
+  if (error == http::error::need_more && parser.is_header_done() && bytes.size() - used > kChunkLineAtMost) {
+    error = http::error::bad_chunk_extension;
+  }
+  return used;
+}
+
+void append_framing(std::string& text, const AnswerShape& shape, bool bodiless = false) {
+  if (shape.framing == Framing::kLength && !bodiless) append_field(text, "Content-Length", std::to_string(shape.body_bytes));
+  if (shape.framing == Framing::kChunked && !bodiless) append_field(text, "Transfer-Encoding", "chunked");
   if (!shape.keep_alive || shape.framing == Framing::kUntilClose) append_field(text, "Connection", "close");
 }
 
@@ -71,6 +130,16 @@ std::string_view error_type(unsigned status) {
     default:
       return status >= 500 ? "server_error" : "invalid_request_error";
   }
+}
+
+std::string error_text(unsigned status, std::string_view message, boost::json::value code) {
+  const auto type = error_type(status);
+  const boost::json::value document = {{"error",
+                                        {{"message", boost::json::string(message.data(), message.size())},
+                                         {"type", boost::json::string(type.data(), type.size())},
+                                         {"param", nullptr},
+                                         {"code", std::move(code)}}}};
+  return boost::json::serialize(document);
 }
 
 }  // namespace
@@ -100,7 +169,7 @@ bool HeaderFields::has(http::field id) const {
   return false;
 }
 
-RequestParser::RequestParser(std::uint32_t headers_at_most, std::uint64_t body_at_most) {
+RequestParser::RequestParser(std::uint32_t headers_at_most, std::uint64_t body_at_most) : head_bytes_left_(headers_at_most) {
   header_limit(headers_at_most);
   body_limit(body_at_most);
   eager(true);
@@ -117,16 +186,35 @@ void RequestParser::on_request_impl(http::verb verb, View text, View where, int 
   if (http_version != 10 && http_version != 11) error = http::error::bad_version;
   method = verb;
   method_text = view_of(text);
-  target = view_of(where);
+  target = origin_form(view_of(where));
+  if (!error && !is_target(target)) error = http::error::bad_target;
   version = http_version;
+  head_bytes_left_ -= std::min(head_bytes_left_, text.size() + where.size());
+}
+
+std::size_t RequestParser::put(boost::asio::const_buffer bytes, boost::beast::error_code& error) {
+  return put_bounded<true>(*this, bytes, error);
 }
 
 void RequestParser::on_field_impl(http::field id, View name, View value, Error& error) {
-  if (id == http::field::transfer_encoding && !boost::beast::iequals(value, "chunked")) {
-    error = http::error::bad_transfer_encoding;
-    return;
+  if (is_header_done()) return;  // a trailer: nobody asked for it
+  if (is_folded(name, value)) {
+    error = http::error::bad_value;
+  } else if (!fits(name, value, head_bytes_left_, headers.all().size())) {
+    error = http::error::header_limit;
+  } else if (id == http::field::transfer_encoding) {
+    if (version != 11 || !boost::beast::iequals(value, "chunked")) error = http::error::bad_transfer_encoding;
+  } else if (id == http::field::content_length) {
+    if (headers.has(id) || view_of(value).find_first_not_of("0123456789") != std::string_view::npos)
+      error = http::error::bad_content_length;
+  } else if (id == http::field::host) {
+    if (headers.has(id)) error = http::error::bad_field;
   }
-  headers.add(id, view_of(name), view_of(value));
+  if (!error) headers.add(id, view_of(name), view_of(value));
+}
+
+void RequestParser::on_chunk_header_impl(std::uint64_t, View extension, Error& error) {
+  if (has_control_characters(extension)) error = http::error::bad_chunk_extension;
 }
 
 void RequestParser::on_body_init_impl(const boost::optional<std::uint64_t>& length, Error&) {
@@ -143,8 +231,8 @@ std::size_t RequestParser::on_chunk_body_impl(std::uint64_t, View bytes, Error&)
   return bytes.size();
 }
 
-ResponseParser::ResponseParser() {
-  header_limit(64 * 1024);
+ResponseParser::ResponseParser() : head_bytes_left_(kAnswerHeadAtMost) {
+  header_limit(kAnswerHeadAtMost);
   body_limit(boost::none);
   eager(true);
 }
@@ -159,7 +247,24 @@ void ResponseParser::on_response_impl(int code, View text, int, Error&) {
   reason = view_of(text);
 }
 
-void ResponseParser::on_field_impl(http::field id, View name, View value, Error&) { headers.add(id, view_of(name), view_of(value)); }
+std::size_t ResponseParser::put(boost::asio::const_buffer bytes, boost::beast::error_code& error) {
+  return put_bounded<false>(*this, bytes, error);
+}
+
+void ResponseParser::on_field_impl(http::field id, View name, View value, Error& error) {
+  if (is_header_done()) return;  // a trailer: nobody asked for it
+  if (!fits(name, value, head_bytes_left_, headers.all().size())) {
+    error = http::error::header_limit;
+  } else if (id == http::field::transfer_encoding && !boost::beast::iequals(value, "chunked")) {
+    error = http::error::bad_transfer_encoding;
+  } else {
+    headers.add(id, view_of(name), view_of(value));
+  }
+}
+
+void ResponseParser::on_chunk_header_impl(std::uint64_t, View extension, Error& error) {
+  if (has_control_characters(extension)) error = http::error::bad_chunk_extension;
+}
 
 std::size_t ResponseParser::on_body_impl(View bytes, Error&) {
   body.append(bytes.data(), bytes.size());
@@ -171,22 +276,25 @@ std::size_t ResponseParser::on_chunk_body_impl(std::uint64_t, View bytes, Error&
   return bytes.size();
 }
 
-std::string forwarded_request_fields(const HeaderFields& headers, std::string_view request_id, bool with_tracestate) {
+std::string forwarded_request_fields(const HeaderFields& headers, std::string_view request_id, bool with_tracestate,
+                                     const std::optional<std::string>& authorization) {
   std::string text;
   text.reserve(512);
   bool has_request_id = false;
-  const bool connection_names_fields = headers.has(http::field::connection);
+  const std::string connection = connection_options(headers);
   for (const HeaderField& field : headers.all()) {
     if (is_hop_by_hop(field) || field.id == http::field::host || field.id == http::field::content_length ||
         field.id == http::field::expect || field.id == http::field::accept_encoding || equals_ignoring_case(field.name, "x-api-key")) {
       continue;
     }
-    if (connection_names_fields && is_named_by_connection(headers, field.name)) continue;
+    if (!connection.empty() && is_in_list(connection, field.name)) continue;
+    if (authorization && field.id == http::field::authorization) continue;
     if (equals_ignoring_case(field.name, "traceparent")) continue;
     if (!with_tracestate && equals_ignoring_case(field.name, "tracestate")) continue;
     has_request_id = has_request_id || equals_ignoring_case(field.name, "x-request-id");
     append_field(text, field.name, field.value);
   }
+  if (authorization && !authorization->empty()) append_field(text, "Authorization", *authorization);
   if (!has_request_id) append_field(text, "X-Request-Id", request_id);
   return text;
 }
@@ -207,16 +315,17 @@ std::string relayed_response_head(const ResponseParser& upstream, const AnswerSh
   std::string text;
   text.reserve(512);
   text.append("HTTP/1.1 ").append(std::to_string(upstream.status)).append(" ").append(upstream.reason).append("\r\n");
-  const bool connection_names_fields = upstream.headers.has(http::field::connection);
+  const std::string connection = connection_options(upstream.headers);
   bool has_request_id = false;
   for (const HeaderField& field : upstream.headers.all()) {
     if (is_hop_by_hop(field) || field.id == http::field::content_length) continue;
-    if (connection_names_fields && is_named_by_connection(upstream.headers, field.name)) continue;
+    if (!connection.empty() && is_in_list(connection, field.name)) continue;
     has_request_id = has_request_id || equals_ignoring_case(field.name, "x-request-id");
     append_field(text, field.name, field.value);
   }
   if (!has_request_id && !shape.request_id.empty()) append_field(text, "X-Request-Id", shape.request_id);
-  append_framing(text, shape);
+  text.append(shape.more_fields);
+  append_framing(text, shape, upstream.status == 204 || upstream.status == 304);
   text.append("\r\n");
   return text;
 }
@@ -234,14 +343,10 @@ std::string own_response_head(unsigned status, std::string_view content_type, co
   return text;
 }
 
-std::string openai_error(unsigned status, std::string_view message) {
-  const auto type = error_type(status);
-  const boost::json::value document = {{"error",
-                                        {{"message", boost::json::string(message.data(), message.size())},
-                                         {"type", boost::json::string(type.data(), type.size())},
-                                         {"param", nullptr},
-                                         {"code", status}}}};
-  return boost::json::serialize(document);
+std::string openai_error(unsigned status, std::string_view message) { return error_text(status, message, status); }
+
+std::string openai_error(unsigned status, std::string_view message, std::string_view code) {
+  return error_text(status, message, boost::json::string(code.data(), code.size()));
 }
 
 std::string chunk_head(std::size_t bytes) {

@@ -26,6 +26,8 @@
 
 namespace moonpool::gateway {
 
+class LiveBlocks;
+
 class Instance {
  public:
   Instance(InstanceName name, std::string role, CircuitSettings circuit, std::chrono::nanoseconds slow_start = {})
@@ -37,6 +39,9 @@ class Instance {
 
   [[nodiscard]] const InstanceName& name() const { return name_; }
   [[nodiscard]] const std::string& role() const { return role_; }  // "prefill" or "decode"
+  // What its KV events tell of its cache; null where these are not followed. Set before it joins a group.
+  [[nodiscard]] const std::shared_ptr<LiveBlocks>& live_blocks() const { return live_blocks_; }
+  void set_live_blocks(std::shared_ptr<LiveBlocks> live_blocks) { live_blocks_ = std::move(live_blocks); }
   [[nodiscard]] bool healthy() const { return circuit_.admits(); }
   [[nodiscard]] std::string_view circuit() const { return circuit_.name(); }
   [[nodiscard]] std::uint64_t in_flight() const { return in_flight_.load(std::memory_order_relaxed); }
@@ -56,6 +61,7 @@ class Instance {
   // One of these; "starting": nothing was heard of it yet.
   static constexpr std::array<std::string_view, 5> kStateNames{"starting", "slow-start", "healthy", "unhealthy", "draining"};
   [[nodiscard]] std::string_view state() const;
+  void set_circuit(CircuitSettings settings) { circuit_.set(settings); }
   void set_draining(bool draining) { draining_.store(draining, std::memory_order_relaxed); }
   [[nodiscard]] std::string last_error() const;
   // Seconds since the last failure, negative when there was none.
@@ -100,6 +106,7 @@ class Instance {
   const std::string role_;
   const std::uint64_t name_hash_;  // the same in every gateway of one build
   const std::chrono::nanoseconds slow_start_;
+  std::shared_ptr<LiveBlocks> live_blocks_;
   const std::chrono::steady_clock::time_point created_ = std::chrono::steady_clock::now();
   CircuitBreaker circuit_;
   mutable std::atomic<bool> slow_{slow_start_.count() > 0};

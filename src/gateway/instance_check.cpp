@@ -36,7 +36,7 @@ Result<CheckedInstance> judge_models(const InstanceName& name, const std::string
 
 Task<Result<InstanceAnswer>> get_from_instance(UpstreamPool& pool, const InstanceName& name, std::string_view target,
                                                std::string_view fields, Deadline deadline, Cancellation& cancellation) {
-  const UpstreamRequest request{upstream_request_head("GET", target, name.to_string(), fields, 0), {}};
+  const UpstreamRequest request{upstream_request_head("GET", target, name.authority(), fields, 0), {}};
   auto opened = co_await pool.open(name, request, {deadline.left(), deadline}, cancellation);
   if (!opened.ok()) co_return opened.status();
   auto exchange = std::move(opened).value();
@@ -51,6 +51,10 @@ Task<Result<CheckedInstance>> check_instance(UpstreamPool& pool, const InstanceN
                                              std::string_view authorization, Deadline deadline, Cancellation& cancellation) {
   const std::string fields = authorization.empty() ? std::string() : "Authorization: " + std::string(authorization) + "\r\n";
   auto health = co_await get_from_instance(pool, name, "/health", fields, deadline, cancellation);
+  if (health.code() == ErrorCode::kUnavailable && !name.is_secure() && !health.status().message().starts_with("connecting to")) {
+    co_return Status(ErrorCode::kUnavailable,
+                     health.status().message() + ". If it speaks TLS, name it https://" + std::string(name.authority()));
+  }
   if (!health.ok()) co_return health.status();
   if (is_server_failure(health->status)) {
     co_return Status(ErrorCode::kUnavailable, name.to_string() + " answered HTTP " + std::to_string(health->status) + " to GET /health");

@@ -5,18 +5,21 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <utility>
 
 namespace moonpool::gateway {
 
 namespace {
 
 constexpr std::size_t kLongestHostName = 253;
+constexpr std::string_view kHttp = "http://";
+constexpr std::string_view kHttps = "https://";
 
 Status wrong(std::string_view text, std::string_view reason) {
   std::string shown;
   for (const char c : text.substr(0, 80)) shown += (c >= 0x20 && c < 0x7F) ? c : '?';
   return Status(ErrorCode::kInvalidParams, "'" + shown + "' is not the address of an instance: " + std::string(reason) +
-                                               ". Write host:port, 10.0.0.2:8100 or [fd00::2]:8100");
+                                               ". Write host:port, 10.0.0.2:8100 or [fd00::2]:8100, with https:// before it for TLS");
 }
 
 bool is_host_name(std::string_view host) {
@@ -43,6 +46,17 @@ std::string canonical_ipv6(const std::string& host) {
 }  // namespace
 
 Result<InstanceName> InstanceName::parse(std::string_view text) {
+  for (const auto& [prefix, scheme] : {std::pair(kHttp, Scheme::kHttp), std::pair(kHttps, Scheme::kHttps)}) {
+    if (!text.starts_with(prefix)) continue;
+    text.remove_prefix(prefix.size());
+    if (text.ends_with('/')) text.remove_suffix(1);
+    if (text.find("://") != std::string_view::npos) return wrong(text, "it has two schemes");
+    auto name = parse(text);
+    if (!name.ok()) return name;
+    name->scheme_ = scheme;
+    if (scheme == Scheme::kHttps) name->text_.insert(0, kHttps);
+    return name;
+  }
   const std::size_t colon = text.rfind(':');
   if (colon == std::string_view::npos) return wrong(text, "it has no port");
   std::string_view host = text.substr(0, colon);
@@ -77,5 +91,15 @@ Result<InstanceName> InstanceName::parse(std::string_view text) {
   name.text_ = name.host_ + ":" + std::to_string(number);
   return name;
 }
+
+InstanceName InstanceName::secured() const {
+  InstanceName other = *this;
+  if (scheme_ != Scheme::kUnsaid) return other;
+  other.scheme_ = Scheme::kHttps;
+  other.text_.insert(0, kHttps);
+  return other;
+}
+
+std::string_view InstanceName::authority() const { return std::string_view(text_).substr(is_secure() ? kHttps.size() : 0); }
 
 }  // namespace moonpool::gateway

@@ -79,12 +79,20 @@ std::string_view json_member(std::string_view object, std::string_view key) {
   return {};
 }
 
-std::string_view prompt_text(std::string_view body) {
+PromptParts prompt_parts(std::string_view body) {
+  PromptParts parts;
   JsonMembers members(body);
   while (members.next()) {
-    if (members.key() == "messages" || members.key() == "prompt" || members.key() == "input") return members.value();
+    const std::string_view key = members.key();
+    if (key == "messages" || key == "prompt" || key == "input") {
+      if (parts.prompt.empty()) parts.prompt = members.value();
+    } else if (key == "model") {
+      parts.model = members.value();
+    } else if (key == "cache_salt") {
+      parts.cache_salt = members.value();
+    }
   }
-  return {};
+  return parts;
 }
 
 }  // namespace moonpool::gateway

@@ -33,7 +33,12 @@ class JsonMembers {
 
 // The first member of that name, as written; empty when there is none.
 [[nodiscard]] std::string_view json_member(std::string_view object, std::string_view key);
-// What an instance has to compute of a request: "messages", "prompt" or "input", as written. Empty when there is none.
-[[nodiscard]] std::string_view prompt_text(std::string_view body);
+// What decides which KV a request can use, as written; empty where it is not there.
+struct PromptParts {
+  std::string_view prompt;  // what an instance has to compute: the first of "messages", "prompt" and "input"
+  std::string_view model;   // an adapter's name, where the instances serve adapters
+  std::string_view cache_salt;
+};
+[[nodiscard]] PromptParts prompt_parts(std::string_view body);
 
 }  // namespace moonpool::gateway

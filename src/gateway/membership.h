@@ -5,6 +5,7 @@
 // a group). Threads: apply() and stop() on its executor. Ownership: its coroutines'; they end when the gateway stops.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,14 +18,14 @@ namespace moonpool::gateway {
 
 class Membership : public std::enable_shared_from_this<Membership> {
  public:
-  // The groups hold the fixed instances of state.settings already.
+  // The groups hold the fixed instances of state.settings() already.
   Membership(const Executor& executor, GatewayState& state, Resolver& resolver);
 
   void start();
-  // Goes over to new settings: instances, sources, policies and slow start; all other differences are named in the log as waiting for a
-  // restart.
+  // Goes over to new settings, which hold for requests from now on. What needs a restart (host, port, threads, where spans go) stays as it
+  // was, and the log names it.
   void apply(Settings settings);
-  void stop() { ++generation_; }
+  void stop();
 
  private:
   using Names = std::vector<InstanceName>;
@@ -37,9 +38,17 @@ class Membership : public std::enable_shared_from_this<Membership> {
   };
 
   void start_sources(Watched& watched, const Discovery& discovery);
-  [[nodiscard]] Task<void> follow_dns(Watched& watched, std::size_t which, DnsSource source);
-  [[nodiscard]] Task<void> follow_etcd(Watched& watched, std::size_t which, EtcdSource source);
-  [[nodiscard]] Task<Result<Names>> ask_etcd(const EtcdSource& source);
+  using Ask = std::function<Task<Result<Names>>()>;
+  void use_policies(const Settings& before, const Settings& now);
+  void end_watches();
+  // Asks, and asks again after each interval, until the settings change.
+  void start_following(Watched& watched, std::size_t which, std::string source, std::chrono::milliseconds interval, Ask ask);
+  [[nodiscard]] Task<void> follow(Watched& watched, std::size_t which, std::string source, std::chrono::milliseconds interval, Ask ask);
+  [[nodiscard]] Task<void> follow_kubernetes(Watched& watched, std::size_t which, KubernetesSource source);
+  [[nodiscard]] Task<Result<Names>> ask_dns(InstanceName name);
+  [[nodiscard]] Task<Result<Names>> ask_srv(SrvSource source);
+  [[nodiscard]] Task<Result<Names>> ask_etcd(EtcdSource source);
+  [[nodiscard]] const Settings& settings() const { return state_.settings(); }
   void found(Watched& watched, std::size_t which, const std::string& source, Result<Names> names, std::string& last_error);
   void reconcile(Watched& watched);
 
@@ -47,10 +56,10 @@ class Membership : public std::enable_shared_from_this<Membership> {
   GatewayState& state_;
   Resolver& resolver_;
   UpstreamPool pool_;  // keeps nothing
-  Settings settings_;  // those in force
   Watched prefill_;
   Watched decode_;
-  std::uint64_t generation_ = 0;  // of the settings: followers of an older one end
+  std::uint64_t generation_ = 0;                        // of the settings: followers of an older one end
+  std::vector<std::shared_ptr<Cancellation>> watches_;  // of the followers that wait for long
 };
 
 }  // namespace moonpool::gateway

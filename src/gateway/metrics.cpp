@@ -119,6 +119,20 @@ void write_traffic(MetricsText& out, const std::vector<ShownInstance>& all) {
   for (const auto& one : all) out.sample(one.labels, one.instance->between_events);
 }
 
+// Of instances whose KV events are followed.
+void write_events(MetricsText& out, std::vector<ShownInstance> all) {
+  std::erase_if(all, [](const auto& one) { return one.instance->live_blocks() == nullptr; });
+  if (all.empty()) return;
+  out.gauge("instance_kv_events_connected", "1 while the instance's KV events are received");
+  for (const auto& one : all) out.sample(one.labels, std::uint64_t{one.instance->live_blocks()->is_connected()});
+  out.gauge("instance_kv_blocks", "Blocks that the instance has in its KV cache, as far as its events told");
+  for (const auto& one : all) out.sample(one.labels, one.instance->live_blocks()->blocks());
+  out.counter("instance_kv_event_batches", "Batches of KV events received from the instance");
+  for (const auto& one : all) out.sample(one.labels, one.instance->live_blocks()->batches());
+  out.counter("instance_kv_event_gaps", "Times that batches of KV events were missing");
+  for (const auto& one : all) out.sample(one.labels, one.instance->live_blocks()->gaps());
+}
+
 void write_requests(MetricsText& out, const Counters& counters) {
   out.counter("completions", "Completions received");
   out.sample({}, counters.requests);
@@ -136,10 +150,46 @@ void write_requests(MetricsText& out, const Counters& counters) {
   out.sample({}, counters.continued);
   out.counter("prefill_given_up", "Completions sent to decode although no prefill instance had done its part");
   out.sample({}, counters.prefill_given_up);
+  out.counter("decode_first", "Completions sent to decode alone, because there was little to prefill");
+  out.sample({}, counters.decode_first);
+  out.counter("kv_handed_over", "Completions whose decode was told where a prefill instance keeps their KV");
+  out.sample({}, counters.kv_handed_over);
+  out.counter("kv_not_taken", "Of these, whose decode answered with an error: asked again without it");
+  out.sample({}, counters.kv_not_taken);
+  out.counter("unauthorized", "Requests refused for their key, or for the lack of one");
+  out.sample({}, counters.unauthorized);
   out.gauge("client_connections", "Connections of clients, open now");
   out.sample({}, counters.client_connections);
+  out.counter("spans", "Spans of sampled requests, by whether the OTLP collector took them");
+  out.sample(label("outcome", "exported"), counters.spans_exported);
+  out.sample(label("outcome", "dropped"), counters.spans_dropped);
   out.histogram("first_byte_seconds", "From a completion's arrival to the first byte of its answer, errors left out");
   out.sample({}, counters.first_byte);
+}
+
+void write_admission(MetricsText& out, const Admission& admission) {
+  const auto now = admission.snapshot();
+  out.gauge("running_requests", "Requests that were let through to the instances and have not ended");
+  out.sample({}, now.running);
+  out.gauge("queue_requests", "Requests that wait for a place");
+  out.sample({}, now.waiting);
+  out.gauge("queue_bytes", "Bytes of the bodies of waiting requests");
+  out.sample({}, now.waiting_bytes);
+  out.histogram("queue_wait_seconds", "How long requests waited that were let through, those that did not wait included");
+  out.sample({}, admission.waits);
+  out.counter("shed", "Requests refused, or given up waiting, by cause");
+  for (std::size_t i = 0; i < kShedCauses; ++i) {
+    out.sample(label("cause", name_of(static_cast<Shed>(i))), admission.shed(static_cast<Shed>(i)));
+  }
+  out.counter("key_requests", "Requests of each key by what became of them; key - stands for those without one");
+  for (const auto& key : now.keys) {
+    const std::string labels = label("key", key.name) + ",";
+    out.sample(labels + label("outcome", "started"), key.started);
+    out.sample(labels + label("outcome", "rate_limited"), key.rate_limited);
+    out.sample(labels + label("outcome", "shed"), key.shed);
+  }
+  out.counter("key_tokens", "Tokens of each key's requests that have ended, of prompt and answer");
+  for (const auto& key : now.keys) out.sample(label("key", key.name), key.tokens);
 }
 
 }  // namespace
@@ -147,15 +197,17 @@ void write_requests(MetricsText& out, const Counters& counters) {
 std::string metrics_text(const GatewayState& state) {
   MetricsText out;
   out.gauge("info", "1; what this gateway serves and how it chooses instances");
-  out.sample(label("model", state.settings.model) + "," + label("prefill_policy", state.prefill.policy_name()) + "," +
+  out.sample(label("model", state.settings().model) + "," + label("prefill_policy", state.prefill.policy_name()) + "," +
                  label("decode_policy", state.decode.policy_name()),
              std::uint64_t{1});
   write_requests(out, state.counters);
+  if (state.admission.active()) write_admission(out, state.admission);
   out.histogram("hop_seconds", "Time of a request's hop with all its tries, however it ended");
   for (const Group* group : {&state.prefill, &state.decode}) out.sample(label("hop", group->role()), group->hops);
   const auto instances = shown_instances(state);
   write_state(out, instances);
   write_traffic(out, instances);
+  write_events(out, instances);
   return out.take();
 }
 

@@ -65,7 +65,7 @@ Task<Reply> merged_models(GatewayState& state, UpstreamPool& pool, const Group& 
   }
   if (usable.empty()) usable = *list;
   const Executor executor = co_await asio::this_coro::executor;
-  const Deadline deadline = Deadline::after(state.settings.timeouts.check);
+  const Deadline deadline = Deadline::after(state.settings().timeouts.check);
   auto asked = std::make_shared<Asked>(executor);
   asked->cancellations.resize(usable.size());
   asked->answers.resize(usable.size());

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -21,12 +22,14 @@ namespace moonpool::gateway {
 
 class HeaderFields;
 class Instance;
+class PromptChain;
 
 // What a policy may look at. Views into the client's request, valid for the call only.
 struct RequestFacts {
   std::string_view path;
   std::string_view body;
   const HeaderFields* headers = nullptr;  // null where there is no client's request
+  PromptChain* prompt = nullptr;          // of this body, kept by the request for all its hops and tries; null: who needs one makes it
 };
 
 class Policy {
@@ -37,6 +40,10 @@ class Policy {
   // As on the command line.
   [[nodiscard]] virtual std::string_view name() const = 0;
 
+  // The prompt bytes that the instance which knows most of this prompt would have to compute, those that a pool has counted at their share;
+  // nullopt where the policy does not know. No choice: nothing is learned from it.
+  [[nodiscard]] virtual std::optional<std::size_t> uncached_bytes(const RequestFacts&) const { return std::nullopt; }
+
   // An instance may become a candidate from now on; or will not come (back) after the choices now in progress. For policies with a memory.
   virtual void joined(const Instance&) {}
   virtual void left(const Instance&) {}
@@ -44,7 +51,7 @@ class Policy {
 
 struct PolicyOptions {
   std::string affinity_header = "X-Session-Id";  // session_affinity: whose value keeps requests together; else the request's "user"
-  std::size_t prefix_index_bytes = 2u << 20;     // prefix_aware, pool_aware: memory of the index per instance
+  std::size_t prefix_index_bytes = 256u << 10;   // prefix_aware, pool_aware: memory of the index per instance
   double pool_transfer_cost = 0.1;               // pool_aware: loading a prompt byte's KV from the pool, as a share of computing it
 
   friend bool operator==(const PolicyOptions&, const PolicyOptions&) = default;

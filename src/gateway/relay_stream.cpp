@@ -3,6 +3,7 @@
 
 #include "base/logging.h"
 #include "gateway/relay.h"
+#include "gateway/request_cost.h"
 
 namespace moonpool::gateway {
 
@@ -35,17 +36,22 @@ class EventGaps {
 
 // The bytes pass as they arrive; the head waits for the first of them, because until then another instance can still be asked.
 Task<Relay::Turn> Relay::stream(Instance& instance, std::unique_ptr<Exchange> exchange, Time sent) {
-  const auto& timeouts = state_.settings.timeouts;
+  const auto& timeouts = state_.settings().timeouts;
   ResponseParser& answer = exchange->answer;
   const bool resumed = record_.status != 0;
   bool begun = false;
   SseStream events;
   EventGaps gaps(instance.between_events);
+  const std::uint64_t events_before = record_.answer_events;
   Status status;
   for (;;) {
     const bool ended = answer.is_done() || !status.ok();
     std::string ready = stream_bytes(events, instance, std::exchange(answer.body, {}), ended, status);
     gaps.note(events.data_events());
+    if (record_.count_tokens && !ready.empty()) {
+      record_.answer_events = events_before + events.data_events();
+      if (const auto tokens = usage_tokens(ready)) record_.tokens = tokens;
+    }
     const bool over = ended || !status.ok();
     const bool complete = over && events.done();
     if (!ready.empty() && !std::exchange(begun, true)) {
@@ -91,7 +97,7 @@ std::string Relay::stream_bytes(SseStream& events, const Instance& instance, std
     if (code >= 400 && code < 500) {
       ready += events.pass_error();
     } else if (status.ok()) {
-      status = Status(ErrorCode::kUnavailable,
+      status = Status(ErrorCode::kRpcFail,
                       instance.name().to_string() + " reported an error within its stream: " + std::string(events.error().substr(0, 300)));
     }
   }
@@ -108,8 +114,10 @@ Relay::Framed Relay::frame(const ResponseParser& answer, std::size_t bytes, bool
   Framed framed;
   if (record_.status == 0) {
     if (!chunked) keep_alive_ = false;
-    framed.head = relayed_response_head(answer, {chunked ? Framing::kChunked : Framing::kUntilClose, 0, keep_alive_, record_.id});
+    framed.head = relayed_response_head(
+        answer, {chunked ? Framing::kChunked : Framing::kUntilClose, 0, keeps_alive(), record_.id, record_.limit_fields});
     record_.status = answer.status;
+    is_stream_ = true;
   }
   if (!chunked) return framed;
   if (bytes == 0) {
@@ -126,6 +134,7 @@ Task<Relay::Turn> Relay::stream_failed(Instance& instance, Status status) {
   const bool differs = status.code() == ErrorCode::kNotSupported;
   const std::string name = instance.name().to_string();
   if (differs) {
+    if (record_.spans) record_.spans->hops.back().error = status.message();
     failure_ = Failure{std::move(status), name, nullptr};  // a correct instance may make other tokens: no blame
   } else if (instance_failed(instance, std::move(status)) == Turn::kClientGone) {
     co_return Turn::kClientGone;
@@ -143,6 +152,8 @@ Task<Relay::Turn> Relay::stream_failed(Instance& instance, Status status) {
     auto body = differs ? Result<std::string>(failure_->reason) : continuation_->next_body();
     if (body.ok()) {
       continued_body_ = std::move(body).value();
+      // The blocks that the prefill instance kept were fetched by the one that failed: the next one computes the prompt (kv_transfer.h).
+      if (!decode_body_.empty()) continued_body_ = with_kv_transfer_params(continued_body_, {});
       co_return Turn::kFailed;
     }
     why = "another instance cannot continue it: " + body.status().message();
@@ -154,7 +165,7 @@ Task<Relay::Turn> Relay::stream_failed(Instance& instance, Status status) {
 std::string Relay::continued_mark() const {
   std::string mark = between_events_ ? "" : "\n";
   const std::string tokens = std::to_string(continuation_->tokens_sent());
-  switch (state_.settings.continue_marker) {
+  switch (state_.settings().continue_marker) {
     case ContinueMarker::kOff:
       return mark;
     case ContinueMarker::kComment:
@@ -173,6 +184,10 @@ Task<bool> Relay::end_cut_stream(std::string why_not_continued) {
   const std::string message = "the decode instance " + failure_->instance +
                               " failed within its answer, which is incomplete: " + failure_->reason.message() + "; " + why_not_continued +
                               ". Send the request again";
+  co_return co_await write_error_event(message);
+}
+
+Task<bool> Relay::write_error_event(std::string_view message) {
   const std::string event = (mid_line_ ? "\n\ndata: " : between_events_ ? "data: " : "\ndata: ") + openai_error(502, message) + "\n\n";
   if (request_.version != 11) co_return co_await write(event);
   co_return co_await write(chunk_head(event.size()), event, "\r\n");

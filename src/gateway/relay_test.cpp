@@ -34,6 +34,22 @@ TEST_F(RelayTest, PrefillGetsOneTokenAndDecodeTheClientsOwnBytes) {
   EXPECT_EQ(first[0].fields.at("host"), prefill[0]->name());
 }
 
+TEST_F(RelayTest, AnInstanceWithoutTheEventsThatWereNamedIsServedAsBefore) {
+  const UpstreamSimulator no_zeromq;
+  Settings settings = test_settings();
+  settings.scheduling = "prefix_aware";
+  settings.prefill_events.port = no_zeromq.port();
+  start_gateway(1, 1, std::move(settings));
+  const std::string body = R"({"model":"m","prompt":")" + std::string(2000, 'a') + R"(","max_tokens":4})";
+  EXPECT_EQ(complete(body).status, 200U);
+  EXPECT_EQ(prefill[0]->completions().at(0).body.find("return_token_ids"), std::string::npos);
+  const auto events = [&] { return instance_status(prefill[0]->name()).at("kv_events"); };
+  ASSERT_TRUE(test::wait_until([&] { return events().at("why_not_connected").as_string() != "not yet"; }, soon()));
+  EXPECT_FALSE(events().at("connected").as_bool());
+  EXPECT_TRUE(instance_status(decode[0]->name()).at("kv_events").is_null());
+  EXPECT_EQ(complete(body).status, 200U);
+}
+
 // A traceparent's trace-id and parent-id, empty when it has not the shape of version 00.
 struct Traced {
   std::string trace_id;

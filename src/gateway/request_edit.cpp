@@ -11,7 +11,21 @@ namespace {
 
 constexpr std::size_t kDeepestNesting = 1000;
 
-enum class Field { kOther, kMaxTokens, kMaxCompletionTokens, kMinTokens, kStream, kStreamOptions, kPrompt, kMessages, kTemperature };
+enum class Field {
+  kOther,
+  kMaxTokens,
+  kMaxCompletionTokens,
+  kMinTokens,
+  kStream,
+  kStreamOptions,
+  kPrompt,
+  kMessages,
+  kTemperature,
+  kN,
+  kBestOf,
+  kUseBeamSearch,
+  kKvTransferParams
+};
 
 // One top-level member. The segment is all between two separators, so joining the segments with commas restores the body.
 struct Member {
@@ -61,6 +75,10 @@ Field classify(std::string_view key) {
   if (key == "prompt") return Field::kPrompt;
   if (key == "messages") return Field::kMessages;
   if (key == "temperature") return Field::kTemperature;
+  if (key == "n") return Field::kN;
+  if (key == "best_of") return Field::kBestOf;
+  if (key == "use_beam_search") return Field::kUseBeamSearch;
+  if (key == "kv_transfer_params") return Field::kKvTransferParams;
   return Field::kOther;
 }
 
@@ -95,6 +113,16 @@ class Scanner {
     if (!skip_value()) return false;
     skip_space();
     return position_ == text_.size();
+  }
+
+  // The text is a list of strings or lists (not of token ids), and has more than one.
+  bool has_several_prompts() {
+    if (!take('[')) return false;
+    skip_space();
+    const bool prompts = position_ < text_.size() && (text_[position_] == '"' || text_[position_] == '[');
+    if (!prompts || !skip_value()) return false;
+    skip_space();
+    return take(',');
   }
 
   [[nodiscard]] std::size_t opening() const { return opening_; }  // just behind the first '{'
@@ -216,6 +244,30 @@ bool is_zero(std::string_view value) {
   return error == std::errc() && end == value.data() + value.size() && number == 0;
 }
 
+bool is_one_or_null(std::string_view value) {
+  double number = 0;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
+  return value == "null" || (error == std::errc() && end == value.data() + value.size() && number == 1);
+}
+
+// How many sequences a request asks for. A repeated field counts as a parser would take it: the last one wins.
+class Sequences {
+ public:
+  void note(Field field, std::string_view value) {
+    if (field == Field::kPrompt) prompts_ = Scanner(value).has_several_prompts();
+    if (field == Field::kN) choices_ = !is_one_or_null(value);
+    if (field == Field::kBestOf) candidates_ = !is_one_or_null(value);
+    if (field == Field::kUseBeamSearch) beams_ = value == "true";
+  }
+  [[nodiscard]] bool several() const { return prompts_ || choices_ || candidates_ || beams_; }
+
+ private:
+  bool prompts_ = false;
+  bool choices_ = false;
+  bool candidates_ = false;
+  bool beams_ = false;
+};
+
 // What a member's value becomes, or nullopt where it stays.
 std::optional<std::string_view> replacement(const Member& member, std::string_view value) {
   switch (member.field) {
@@ -254,6 +306,7 @@ Result<PrefillBody> make_prefill_body(std::string_view body) {
     first = false;
   }
   std::size_t end = scanner.opening();
+  Sequences sequences;
   for (const Member& member : *members) {
     end = member.segment_end;
     if (member.field == Field::kStreamOptions) continue;
@@ -264,12 +317,47 @@ Result<PrefillBody> make_prefill_body(std::string_view body) {
     if (member.field == Field::kPrompt || member.field == Field::kMessages) result.prompt_is_empty = is_empty_value(value);
     if (member.field == Field::kStream) result.is_streamed = value == "true";
     if (member.field == Field::kTemperature) result.is_greedy = is_zero(value);
+    if (member.field == Field::kKvTransferParams) result.has_kv_transfer_params = true;
+    sequences.note(member.field, value);
     text.append(body.substr(member.segment_begin, member.value_begin - member.segment_begin));
     text.append(replacement(member, value).value_or(value));
     text.append(body.substr(member.value_end, member.segment_end - member.value_end));
   }
   text.append(body.substr(end));
+  result.has_several_sequences = sequences.several();
   return result;
+}
+
+void ask_for_token_ids(std::string& body) {
+  constexpr std::string_view kField = R"("return_token_ids")";
+  // Within a string it would be written with escapes.
+  if (body.find(kField) != std::string::npos) return;
+  // A prefill's body is an object with one field at least.
+  body.insert(body.find('{') + 1, std::string(kField) + ":true,");
+}
+
+std::string with_kv_transfer_params(std::string_view body, std::string_view value) {
+  Scanner scanner(body);
+  const auto members = scanner.members();
+  if (!members) return std::string(body);
+  std::string text;
+  text.reserve(body.size() + value.size() + 24);
+  text.append(body.substr(0, scanner.opening()));
+  bool first = true;
+  if (!value.empty()) {
+    text.append("\"kv_transfer_params\":").append(value);
+    first = false;
+  }
+  std::size_t end = scanner.opening();
+  for (const Member& member : *members) {
+    end = member.segment_end;
+    if (member.field == Field::kKvTransferParams) continue;
+    if (!first) text += ',';
+    first = false;
+    text.append(body.substr(member.segment_begin, member.segment_end - member.segment_begin));
+  }
+  text.append(body.substr(end));
+  return text;
 }
 
 bool is_whole_json(std::string_view text) { return Scanner(text).whole_value(); }

@@ -7,6 +7,8 @@
 #include <boost/json/value.hpp>
 #include <random>
 
+#include "gateway/kv_transfer.h"
+
 namespace moonpool::gateway {
 namespace {
 
@@ -22,6 +24,15 @@ TEST(RequestEditTest, AsksForOneTokenAndLeavesTheRestAlone) {
   EXPECT_EQ(edited(R"({"max_tokens":7,"max_completion_tokens":9})"), R"({"max_tokens":1,"max_completion_tokens":1})");
   EXPECT_EQ(edited("{}"), R"({"max_tokens":1})");
   EXPECT_EQ(edited(" {\n} "), " {\"max_tokens\":1\n} ");
+}
+
+TEST(RequestEditTest, AsksForTokenIdsUnlessTheClientSaysWhetherItWantsThem) {
+  const auto asked = [](std::string body) {
+    ask_for_token_ids(body);
+    return body;
+  };
+  EXPECT_EQ(asked(R"( {"prompt":"a \"return_token_ids\" b"})"), R"( {"return_token_ids":true,"prompt":"a \"return_token_ids\" b"})");
+  EXPECT_EQ(asked(R"({"prompt":"a","return_token_ids":false})"), R"({"prompt":"a","return_token_ids":false})");
 }
 
 TEST(RequestEditTest, TurnsStreamingOffWithItsOptions) {
@@ -53,6 +64,45 @@ TEST(RequestEditTest, KnowsAnEmptyPrompt) {
   EXPECT_FALSE(make_prefill_body(R"({"prompt":" "})").value().prompt_is_empty);
   EXPECT_FALSE(make_prefill_body(R"({"prompt":["a"]})").value().prompt_is_empty);
   EXPECT_FALSE(make_prefill_body(R"({"model":"a"})").value().prompt_is_empty);
+}
+
+TEST(RequestEditTest, PutsItsKvTransferParamsInPlaceOfAllOthers) {
+  const auto with = [](std::string_view body) { return with_kv_transfer_params(body, R"({"x":[1]})"); };
+  EXPECT_EQ(with(R"({"prompt":"a", "n":1 })"), R"({"kv_transfer_params":{"x":[1]},"prompt":"a", "n":1 })");
+  EXPECT_EQ(with(R"({ "kv_transfer_params" : {"a":1} , "n" : 1 })"), R"({"kv_transfer_params":{"x":[1]}, "n" : 1 })");
+  EXPECT_EQ(with(R"({"n":1,"kv_transfer\u005fparams":null,"kv_transfer_params":5})"), R"({"kv_transfer_params":{"x":[1]},"n":1})");
+  EXPECT_EQ(with("{}"), R"({"kv_transfer_params":{"x":[1]}})");
+  EXPECT_EQ(with(R"({"a":{"kv_transfer_params":1}})"), R"({"kv_transfer_params":{"x":[1]},"a":{"kv_transfer_params":1}})");
+  EXPECT_EQ(with("[1]"), "[1]");
+  EXPECT_EQ(with_kv_transfer_params(R"({"n":1,"kv_transfer_params":{},"m":2})", {}), R"({"n":1,"m":2})");
+  EXPECT_EQ(with_kv_transfer_params(R"({"kv_transfer_params":{}})", {}), "{}");
+}
+
+TEST(RequestEditTest, KnowsSeveralSequences) {
+  const auto several = [](std::string_view body) { return make_prefill_body(body).value().has_several_sequences; };
+  for (const char* body : {R"({"prompt":["a","b"]})", R"({"prompt":[ [1,2] , [3]]})", R"({"n":2})", R"({"best_of":3,"n":1})",
+                           R"({"use_beam_search":true})", R"({"n":1,"n":4})"}) {
+    EXPECT_TRUE(several(body)) << body;
+  }
+  for (const char* body :
+       {R"({"prompt":"a,b"})", R"({"prompt":["a"]})", R"({"prompt":[1,2,3]})", R"({"prompt":[[1,2]]})", R"({"prompt":[]})",
+        R"({"n":1,"best_of":null})", R"({"n":null})", R"({"n":1.0})", R"({"messages":["a","b"]})", R"({"n":4,"n":1})"}) {
+    EXPECT_FALSE(several(body)) << body;
+  }
+  EXPECT_TRUE(make_prefill_body(R"({"kv_transfer_params":null})").value().has_kv_transfer_params);
+  EXPECT_FALSE(make_prefill_body(R"({"a":{"kv_transfer_params":1}})").value().has_kv_transfer_params);
+}
+
+TEST(RequestEditTest, FindsWhatAPrefillAnswerHandsOver) {
+  EXPECT_EQ(handed_over(R"({"choices":[],"kv_transfer_params": {"a":[1,"}"]} ,"x":1})"), R"({"a":[1,"}"]})");
+  for (const char* answer : {R"({"kv_transfer_params":null})", R"({"kv_transfer_params":{}})", R"({"kv_transfer_params":"{\"a\":1}"})",
+                             "{}", "", R"({"kv_transfer_params":{"a":1)", R"({"text":"\"kv_transfer_params\":{\"a\":1}"})",
+                             R"([{"kv_transfer_params":{"a":1}}])", R"({"x":{"kv_transfer_params":{"a":1}}})"}) {
+    EXPECT_EQ(handed_over(answer), "") << answer;
+  }
+  EXPECT_TRUE(ended_for_length(R"({"choices":[{"text":"{","finish_reason":"length"}]})"));
+  EXPECT_FALSE(ended_for_length(R"({"choices":[{"finish_reason":"stop"},{"finish_reason":"length"}]})"));
+  EXPECT_FALSE(ended_for_length(R"({"choices":[]})"));
 }
 
 TEST(RequestEditTest, RefusesWhatIsNoJsonObject) {
@@ -148,6 +198,9 @@ TEST(RequestEditTest, RandomBodiesKeepEveryOtherByte) {
     boost::system::error_code error;
     static_cast<void>(boost::json::parse("{" + expected + "}", error));
     ASSERT_FALSE(error) << expected;
+    // The other edit puts a field in front of these bytes, whatever they are.
+    ASSERT_EQ(with_kv_transfer_params("{" + body + "}", "7"),
+              R"({"kv_transfer_params":7)" + std::string(count == 0 ? "" : ",") + body + "}");
   }
 }
 

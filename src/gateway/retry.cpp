@@ -34,7 +34,8 @@ bool RetryBudget::allow(Clock::time_point now) {
     requests += slot.requests.load(std::memory_order_relaxed);
     retries += slot.retries.load(std::memory_order_relaxed);
   }
-  const double allowed = share_ * static_cast<double>(requests) + always_per_second_ * static_cast<double>(kWindowSeconds);
+  const double allowed = share_.load(std::memory_order_relaxed) * static_cast<double>(requests) +
+                         always_per_second_.load(std::memory_order_relaxed) * static_cast<double>(kWindowSeconds);
   if (static_cast<double>(retries) + 1 > allowed) return false;
   slot_of(second).retries.fetch_add(1, std::memory_order_relaxed);
   return true;

@@ -25,7 +25,13 @@ class RetryBudget {
   using Clock = std::chrono::steady_clock;
   static constexpr std::size_t kWindowSeconds = 10;
 
-  RetryBudget(double share, double always_per_second) : share_(share), always_per_second_(always_per_second) {}
+  RetryBudget() = default;
+  RetryBudget(double share, double always_per_second) { set(share, always_per_second); }
+
+  void set(double share, double always_per_second) {
+    share_.store(share, std::memory_order_relaxed);
+    always_per_second_.store(always_per_second, std::memory_order_relaxed);
+  }
 
   void request(Clock::time_point now = Clock::now());
   // True, and counted, when a retry is within the budget.
@@ -39,8 +45,8 @@ class RetryBudget {
   };
   [[nodiscard]] Slot& slot_of(std::int64_t second);
 
-  const double share_;
-  const double always_per_second_;
+  std::atomic<double> share_{0.2};
+  std::atomic<double> always_per_second_{10};
   std::array<Slot, kWindowSeconds> slots_;
 };
 

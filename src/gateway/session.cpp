@@ -4,14 +4,16 @@
 #include <ctime>
 #include <optional>
 
-#include "base/ids.h"
 #include "base/logging.h"
+#include "gateway/access.h"
 #include "gateway/admin.h"
 #include "gateway/metrics.h"
 #include "gateway/models.h"
+#include "gateway/otlp_exporter.h"
 #include "gateway/relay.h"
 #include "gateway/request_record.h"
 #include "gateway/status.h"
+#include "gateway/trace_context.h"
 
 namespace moonpool::gateway {
 
@@ -54,7 +56,7 @@ std::string request_id_of(const RequestParser& request) {
   const std::string_view given = request.headers.get("x-request-id");
   bool printable = !given.empty() && given.size() <= 128;
   for (const char c : given) printable = printable && c > ' ' && c < 0x7F;
-  return printable ? std::string(given) : NodeId::generate().to_string();
+  return printable ? std::string(given) : random_request_id();
 }
 
 // Milliseconds after the request's arrival, "-" for a stage that was not reached.
@@ -77,20 +79,21 @@ std::string utc_text(RequestRecord::Time moment) {
 
 void log_access(const RequestRecord& record, const GatewayState& state) {
   const bool wrong = record.status >= 500 || record.cut;
-  auto level = state.settings.access_log ? spdlog::level::info : spdlog::level::debug;
+  auto level = state.settings().access_log ? spdlog::level::info : spdlog::level::debug;
   if (wrong) level = spdlog::level::warn;
   if (!log::logger().should_log(level)) return;
-  log::logger().log(level,
-                    "{} {} {} id={} trace={} prefill={} decode={} attempts={} received={} queue_ms={} prefill_done_ms={} first_byte_ms={} "
-                    "last_byte_ms={}{}{}",
-                    record.method, record.path, record.status, record.id, record.trace.trace_id(),
-                    record.prefill.empty() ? "-" : record.prefill, record.decode.empty() ? "-" : record.decode, record.attempts,
-                    utc_text(record.received), stage_ms(record, record.hops_started), stage_ms(record, record.prefill_done),
-                    stage_ms(record, record.first_byte), stage_ms(record, record.done),
-                    record.client_gone ? " client_gone"
-                    : record.cut       ? " cut"
-                                       : "",
-                    record.error.empty() ? "" : " error=\"" + record.error + "\"");
+  log::logger().log(
+      level,
+      "{} {} {} id={} trace={} key={} prefill={} decode={} attempts={} received={} queue_ms={} prefill_done_ms={} first_byte_ms={} "
+      "last_byte_ms={}{}{}{}",
+      record.method, record.path, record.status, record.id, record.trace.trace_id(), record.key.empty() ? "-" : record.key,
+      record.prefill.empty() ? "-" : record.prefill, record.decode.empty() ? "-" : record.decode, record.attempts,
+      utc_text(record.received), stage_ms(record, record.hops_started), stage_ms(record, record.prefill_done),
+      stage_ms(record, record.first_byte), stage_ms(record, record.done), record.decode_first ? " decode_first" : "",
+      record.client_gone ? " client_gone"
+      : record.cut       ? " cut"
+                         : "",
+      record.error.empty() ? "" : " error=\"" + record.error + "\"");
 }
 
 class Session {
@@ -99,21 +102,45 @@ class Session {
 
   // One request. False when the connection ends with it.
   Task<bool> serve() {
-    RequestParser request(state_.settings.limits.header_bytes, state_.settings.limits.body_bytes);
-    const auto received = co_await client_.read_request(request);
+    const Settings& at_start = state_.settings();
+    client_.set_timeouts(at_start.timeouts);
+    RequestParser request(at_start.limits.header_bytes, at_start.limits.body_bytes);
+    // Who may not ask need not send: a stranger's bodies would fill the memory.
+    std::optional<Reply> refusal;
+    const auto wants_body = [&] {
+      if (!request.path().starts_with("/instances")) refusal = client_access(state_, request).refusal;
+      return !refusal;
+    };
+    const auto received = co_await client_.read_request(request, wants_body);
+    client_.set_timeouts(state_.settings().timeouts);
+    if (refusal) {
+      RequestRecord record;
+      record.id = request_id_of(request);
+      record.method = request.method_text;
+      record.path = std::string(request.path());
+      static_cast<void>(co_await unauthorized(record, std::move(*refusal), false));
+      record.done = RequestRecord::Clock::now();
+      log_access(record, state_);
+      co_await client_.close_gently();
+      co_return false;
+    }
     if (!received.got) {
       if (received.error_status != 0) co_await refuse_bytes(received);
       co_return false;
     }
     RequestRecord record;
     record.id = request_id_of(request);
-    record.trace = TraceContext::of(request.headers, state_.settings.sample_traces);
+    record.trace = TraceContext::of(request.headers, state_.settings().sample_traces);
+    if (state_.otlp != nullptr && record.trace.sampled()) record.spans = std::make_unique<RequestSpans>();
     record.method = request.method_text;
     record.path = std::string(request.path());
     const bool keep_alive = request.keep_alive() && request.version == 11 && !state_.stopping.load(std::memory_order_relaxed);
     const bool again = co_await dispatch(request, record, keep_alive);
     record.done = RequestRecord::Clock::now();
     log_access(record, state_);
+    // Not for those who look at the gateway itself every few seconds.
+    const bool has_story = record.hops_started != RequestRecord::Time{} || record.method != "GET";
+    if (record.spans && has_story) state_.otlp->add(spans_of(record, request.body));
     if (!again && !record.client_gone) co_await client_.close_gently();
     co_return again;
   }
@@ -136,13 +163,12 @@ class Session {
     }
     switch (by_path->route) {
       case Route::kCompletion: {
-        Relay relay(state_, pool_, client_, request, record, keep_alive);
-        const bool again = co_await relay.completion();
+        const bool again = co_await relayed(true, request, record, keep_alive);
         if (record.status != 0 && record.status < 400) state_.counters.first_byte.record(record.first_byte - record.received);
         co_return again;
       }
       case Route::kPassOn:
-        co_return co_await pass_on(request, record, keep_alive);
+        co_return co_await relayed(false, request, record, keep_alive);
       case Route::kModels:
         co_return co_await models(request, record, keep_alive);
       case Route::kAdd:
@@ -152,6 +178,10 @@ class Session {
       default:
         break;
     }
+    if (by_path->route != Route::kHealth && by_path->route != Route::kReady) {
+      auto access = status_access(state_, request);
+      if (access.refusal) co_return co_await unauthorized(record, std::move(*access.refusal), keep_alive);
+    }
     Reply own = own_reply(by_path->route, request);
     co_return co_await reply(record, std::move(own), keep_alive, {});
   }
@@ -159,25 +189,88 @@ class Session {
   // One hop, to whoever answers clients: decode, or prefill where there is nothing else.
   [[nodiscard]] Group& answering_group() const { return state_.decode.empty() ? state_.prefill : state_.decode; }
 
-  Task<bool> pass_on(const RequestParser& request, RequestRecord& record, bool keep_alive) {
+  // To the instances, as soon as its key and the load allow it. Only a POST makes them work: the others need no place.
+  Task<bool> relayed(bool completion, const RequestParser& request, RequestRecord& record, bool keep_alive) {
+    auto access = client_access(state_, request);
+    if (access.refusal) co_return co_await unauthorized(record, std::move(*access.refusal), keep_alive);
+    if (access.key != nullptr) record.key = access.key->name;
+    if (const std::string_view given = request.headers.get("x-request-timeout-ms"); !given.empty()) {
+      const auto allowed = parse_timeout_ms(given);
+      if (!allowed) {
+        Reply wrong{400, openai_error(400, "X-Request-Timeout-Ms has to be a whole number of milliseconds from 1 to 86400000")};
+        co_return co_await reply(record, std::move(wrong), keep_alive, {});
+      }
+      record.deadline = record.received + *allowed;
+    }
+    std::unique_ptr<Admission::Place> place;
+    if (state_.admission.active() && request.method == http::verb::post) {
+      Cancellation cancellation;
+      client_.watch(cancellation);
+      auto entry = co_await state_.admission.enter(access.key, request.body, record.deadline, cancellation);
+      client_.unwatch();
+      if (entry.refusal) co_return co_await shed(record, *entry.refusal, keep_alive);
+      if (entry.place == nullptr && client_.interrupted()) {
+        record.error = "the gateway was stopped while this request waited (--drain-timeout). Send the request again";
+        Reply stopped{503, openai_error(503, record.error)};
+        co_return co_await reply(record, std::move(stopped), false, "Retry-After: 1\r\n");
+      }
+      if (entry.place == nullptr) {
+        record.client_gone = true;
+        state_.counters.client_gone.fetch_add(1, std::memory_order_relaxed);
+        co_return false;
+      }
+      place = std::move(entry.place);
+      record.limit_fields = place->limit_fields();
+      record.count_tokens = true;
+    }
     Relay relay(state_, pool_, client_, request, record, keep_alive);
-    co_return co_await relay.forward(answering_group());
+    bool again = false;
+    if (completion) {
+      again = co_await relay.completion();
+    } else {
+      again = co_await relay.forward(answering_group());
+    }
+    if (place != nullptr) place->end(tokens_of(record, place->prompt_tokens()));
+    co_return again;
+  }
+
+  // What a request has cost: as its answer says, else its prompt's estimate and a token for each event. Nothing when nobody served it.
+  static std::uint64_t tokens_of(const RequestRecord& record, std::uint64_t prompt_tokens) {
+    if (record.tokens) return *record.tokens;
+    if (record.status >= 400 && record.answer_events == 0) return 0;
+    return prompt_tokens + record.answer_events;
+  }
+
+  Task<bool> shed(RequestRecord& record, const Admission::Refusal& refusal, bool keep_alive) {
+    record.error = refusal.message;
+    const bool rate = refusal.cause == Shed::kRequestRate || refusal.cause == Shed::kTokenRate;
+    Reply answer{refusal.status, openai_error(refusal.status, refusal.message, rate ? "rate_limit_exceeded" : name_of(refusal.cause))};
+    answer.fields = refusal.fields;
+    co_return co_await reply(record, std::move(answer), keep_alive, {});
+  }
+
+  Task<bool> unauthorized(RequestRecord& record, Reply refusal, bool keep_alive) {
+    state_.counters.unauthorized.fetch_add(1, std::memory_order_relaxed);
+    co_return co_await reply(record, std::move(refusal), keep_alive, {});
   }
 
   // What the gateway does not know is the instance's to answer, as long as its answer has a body where HTTP says so.
   Task<bool> unknown_v1(const RequestParser& request, RequestRecord& record, bool keep_alive) {
     const bool plain = request.method == http::verb::get || request.method == http::verb::post || request.method == http::verb::delete_;
-    if (plain) co_return co_await pass_on(request, record, keep_alive);
+    if (plain) co_return co_await relayed(false, request, record, keep_alive);
     Reply wrong{405, openai_error(405, shown(record.path) + " is passed on with GET, POST and DELETE, not " + shown(request.method_text))};
     co_return co_await reply(record, std::move(wrong), keep_alive, "Allow: GET, POST, DELETE\r\n");
   }
 
   Task<bool> models(const RequestParser& request, RequestRecord& record, bool keep_alive) {
     const Group& group = answering_group();
-    if (group.snapshot()->size() < 2) co_return co_await pass_on(request, record, keep_alive);
+    if (group.snapshot()->size() < 2) co_return co_await relayed(false, request, record, keep_alive);
+    auto access = client_access(state_, request);
+    if (access.refusal) co_return co_await unauthorized(record, std::move(*access.refusal), keep_alive);
     Cancellation cancellation;
     client_.watch(cancellation);
-    std::string fields = forwarded_request_fields(request.headers, record.id, record.trace.came_with_request());
+    std::string fields =
+        forwarded_request_fields(request.headers, record.id, record.trace.came_with_request(), state_.authorization_for_instances());
     Reply answer = co_await merged_models(state_, pool_, group, std::move(fields), record.trace, cancellation);
     client_.unwatch();
     co_return co_await reply(record, std::move(answer), keep_alive, {});
@@ -209,10 +302,14 @@ class Session {
 
   Task<bool> reply(RequestRecord& record, Reply answer, bool keep_alive, std::string extra_fields) {
     record.status = answer.status;
+    extra_fields += answer.fields;
     const std::string head =
         own_response_head(answer.status, answer.content_type, {Framing::kLength, answer.body.size(), keep_alive, record.id}, extra_fields);
     record.first_byte = RequestRecord::Clock::now();
-    const bool written = co_await client_.write(head, answer.body);
+    // An answer to HEAD has no body whatever its length says: one would be taken for the next answer.
+    std::string_view body = answer.body;
+    if (record.method == "HEAD") body = {};
+    const bool written = co_await client_.write(head, body);
     co_return written&& keep_alive;
   }
 
@@ -240,8 +337,8 @@ class Session {
 
 Task<void> run_session(std::shared_ptr<ClientConnection> client, GatewayState& state, UpstreamPool& pool) {
   Session session(*client, state, pool);
+  // While the gateway stops, too: what was sent ahead is answered, and says that the connection ends.
   while (co_await session.serve()) {
-    if (state.stopping.load(std::memory_order_relaxed)) break;
   }
   client->close();
 }

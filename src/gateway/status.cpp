@@ -23,6 +23,15 @@ json::object latency(const LatencyHistogram& histogram) {
           {"p99_ms", histogram.percentile_ms(0.99)}};
 }
 
+json::value describe_events(const LiveBlocks* live) {
+  if (live == nullptr) return nullptr;
+  const bool connected = live->is_connected();
+  return json::object{
+      {"connected", connected},   {"whole", live->is_whole()},
+      {"blocks", live->blocks()}, {"batches", live->batches()},
+      {"gaps", live->gaps()},     {"why_not_connected", connected ? json::value(nullptr) : json::value(text(live->why_not_connected()))}};
+}
+
 json::object describe(const Instance& instance) {
   const double error_age = instance.last_error_age_s();
   json::object causes;
@@ -44,7 +53,8 @@ json::object describe(const Instance& instance) {
           {"last_error_age_s", error_age < 0 ? json::value(nullptr) : json::value(error_age)},
           {"first_byte_latency", latency(instance.first_byte)},
           {"latency", latency(instance.total)},
-          {"inter_token_latency", latency(instance.between_events)}};
+          {"inter_token_latency", latency(instance.between_events)},
+          {"kv_events", describe_events(instance.live_blocks().get())}};
 }
 
 json::array describe_instances(const GatewayState& state) {
@@ -70,11 +80,44 @@ json::object describe(const Counters& counters) {
           {"cut", counters.cut.load()},
           {"client_gone", counters.client_gone.load()},
           {"bad_requests", counters.bad_requests.load()},
+          {"unauthorized", counters.unauthorized.load()},
           {"retries", counters.retries.load()},
           {"retries_refused", counters.retries_refused.load()},
           {"continued", counters.continued.load()},
           {"prefill_given_up", counters.prefill_given_up.load()},
+          {"decode_first", counters.decode_first.load()},
+          {"kv_handed_over", counters.kv_handed_over.load()},
+          {"kv_not_taken", counters.kv_not_taken.load()},
           {"client_connections", counters.client_connections.load()}};
+}
+
+json::object describe(const Admission& admission) {
+  const auto now = admission.snapshot();
+  json::object shed;
+  for (std::size_t i = 0; i < kShedCauses; ++i) {
+    const auto cause = static_cast<Shed>(i);
+    const auto name = name_of(cause);
+    shed[json::string_view(name.data(), name.size())] = admission.shed(cause);
+  }
+  json::array keys;
+  for (const auto& key : now.keys) {
+    keys.push_back(json::object{{"key", text(key.name)},
+                                {"started", key.started},
+                                {"tokens", key.tokens},
+                                {"rate_limited", key.rate_limited},
+                                {"shed", key.shed},
+                                {"waiting", key.waiting}});
+  }
+  json::value wait;
+  if (now.estimated_wait) wait = std::chrono::duration<double>(*now.estimated_wait).count();
+  return {{"running", now.running},
+          {"running_at_most", now.running_at_most},
+          {"waiting", now.waiting},
+          {"waiting_bytes", now.waiting_bytes},
+          {"estimated_wait_s", std::move(wait)},
+          {"waits", latency(admission.waits)},
+          {"shed", std::move(shed)},
+          {"keys", std::move(keys)}};
 }
 
 double uptime_s(const GatewayState& state) {
@@ -82,7 +125,7 @@ double uptime_s(const GatewayState& state) {
 }
 
 Reply status_as_json(const GatewayState& state) {
-  json::object reply{{"model", text(state.settings.model)},
+  json::object reply{{"model", text(state.settings().model)},
                      {"scheduling", text(state.decode.policy_name())},
                      {"prefill_policy", text(state.prefill.policy_name())},
                      {"decode_policy", text(state.decode.policy_name())},
@@ -96,6 +139,7 @@ Reply status_as_json(const GatewayState& state) {
   }
   reply["instances"] = describe_instances(state);
   reply["counters"] = describe(state.counters);
+  if (state.admission.active()) reply["queue"] = describe(state.admission);
   return {200, json::serialize(reply)};
 }
 
@@ -136,10 +180,16 @@ std::vector<Row> table_of(const GatewayState& state) {
 
 std::string summary(const GatewayState& state) {
   const Counters& counters = state.counters;
+  std::string queue;
+  if (state.admission.active()) {
+    const auto now = state.admission.snapshot();
+    queue = fmt::format(" Running {}, waiting {}.", now.running, now.waiting);
+  }
   return fmt::format(
-      "{}, up {:.0f} s. Policies: prefill {}, decode {}. Requests {}, answered {}, failed {}, cut {}, retries {}, clients {}.",
-      state.settings.model, uptime_s(state), state.prefill.policy_name(), state.decode.policy_name(), counters.requests.load(),
-      counters.answered.load(), counters.failed.load(), counters.cut.load(), counters.retries.load(), counters.client_connections.load());
+      "{}, up {:.0f} s. Policies: prefill {}, decode {}. Requests {}, answered {}, failed {}, cut {}, retries {}, clients {}.{}",
+      state.settings().model, uptime_s(state), state.prefill.policy_name(), state.decode.policy_name(), counters.requests.load(),
+      counters.answered.load(), counters.failed.load(), counters.cut.load(), counters.retries.load(), counters.client_connections.load(),
+      queue);
 }
 
 Reply status_as_text(const GatewayState& state) {

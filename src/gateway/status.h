@@ -14,6 +14,7 @@ struct Reply {
   unsigned status = 200;
   std::string body;
   std::string_view content_type = "application/json";
+  std::string fields = {};  // whole lines of its head
 };
 
 // The process is alive: always 200, with what it can do now.

@@ -68,7 +68,9 @@ std::optional<TraceContext> TraceContext::parse(std::string_view traceparent) {
   const std::string_view flags = traceparent.substr(kFlagsAt, 2);
   if (!is_id(trace_id) || !is_id(traceparent.substr(kParentIdAt, kParentIdSize)) || !is_hex(flags)) return std::nullopt;
   TraceContext context;
+  const std::string_view parent_id = traceparent.substr(kParentIdAt, kParentIdSize);
   std::copy(trace_id.begin(), trace_id.end(), context.trace_id_.begin());
+  std::copy(parent_id.begin(), parent_id.end(), context.parent_id_.begin());
   context.sampled_ = (kDigits.find(flags[1]) & 1U) != 0;
   context.came_with_request_ = true;
   return context;
@@ -83,12 +85,26 @@ TraceContext TraceContext::start(bool sample) {
   return context;
 }
 
-std::string TraceContext::hop_field() const {
-  const auto parent_id = hex_of(random_word());
+std::string TraceContext::new_span_id() {
+  const auto id = hex_of(random_word());
+  return {id.data(), id.size()};
+}
+
+std::string TraceContext::hop_field(std::string_view span_id) const {
   std::string line = "traceparent: 00-";
   line.reserve(80);
-  line.append(trace_id()).append("-").append(parent_id.data(), parent_id.size()).append(sampled_ ? "-01\r\n" : "-00\r\n");
+  line.append(trace_id()).append("-").append(span_id).append(sampled_ ? "-01\r\n" : "-00\r\n");
   return line;
+}
+
+std::string random_request_id() {
+  std::string id;
+  id.reserve(32);
+  for (int half = 0; half < 2; ++half) {
+    const auto digits = hex_of(random_word());
+    id.append(digits.data(), digits.size());
+  }
+  return id;
 }
 
 }  // namespace moonpool::gateway

@@ -3,7 +3,7 @@
 // A request that brings one valid `traceparent` stays in its trace: each hop is sent the same trace-id and sampled flag with a parent-id of
 // its own, and `tracestate` as it came. With none, with several, or with one that is not valid, a new trace starts here and a `tracestate`
 // is dropped, because it would belong to another trace. A version above 00 is read as far as version 00 goes and passed on as 00; flags
-// other than "sampled" are not passed on. Spans are not exported: the access log carries the trace-id.
+// other than "sampled" are not passed on. Where spans are exported (spans.h), a hop's parent-id is its span's id.
 // Cost: some comparisons a header field; random numbers from a generator of the thread. Threads: a value.
 #pragma once
 
@@ -29,13 +29,23 @@ class TraceContext {
   [[nodiscard]] bool sampled() const { return sampled_; }
   // The trace came with the request, so its `tracestate` belongs to it.
   [[nodiscard]] bool came_with_request() const { return came_with_request_; }
-  // The header line for one hop, with a parent-id that no other hop has.
-  [[nodiscard]] std::string hop_field() const;
+  // The span that the request came from, 16 hex digits; empty for a trace that starts here.
+  [[nodiscard]] std::string_view parent_id() const { return {parent_id_.data(), came_with_request_ ? parent_id_.size() : 0}; }
+  // 16 hex digits, never all zero.
+  [[nodiscard]] static std::string new_span_id();
+  // The header line for one hop, whose parent-id is the hop's span.
+  [[nodiscard]] std::string hop_field(std::string_view span_id) const;
+  // The same, with a parent-id that no other hop has.
+  [[nodiscard]] std::string hop_field() const { return hop_field(new_span_id()); }
 
  private:
   std::array<char, 32> trace_id_{};
+  std::array<char, 16> parent_id_{};
   bool sampled_ = false;
   bool came_with_request_ = false;
 };
+
+// 32 random hex digits for a request that came without an id of its own. Not a secret.
+[[nodiscard]] std::string random_request_id();
 
 }  // namespace moonpool::gateway

@@ -22,6 +22,7 @@
 #include "gateway/instance_name.h"
 #include "gateway/io.h"
 #include "gateway/resolver.h"
+#include "gateway/stream.h"
 #include "gateway/time_limit.h"
 #include "gateway/watchdog.h"
 
@@ -31,14 +32,20 @@ class UpstreamConnection final : public Abortable {
  public:
   UpstreamConnection(const Executor& executor, const InstanceName& name);
 
-  [[nodiscard]] Task<Status> connect(std::vector<Endpoint> endpoints, TimeLimit limit);
+  // With a context also the TLS handshake, in which the instance has to prove that it is `server_name`.
+  [[nodiscard]] Task<Status> connect(std::vector<Endpoint> endpoints, TimeLimit limit, TlsContext tls = nullptr,
+                                     std::string server_name = {});
   // Sends head and body; both have to live until this returns.
   [[nodiscard]] Task<Status> send(std::string_view head, std::string_view body, TimeLimit limit);
   // Reads once and feeds the parser. kUnavailable when the instance closed the connection in the middle of an answer.
   [[nodiscard]] Task<Status> read(ResponseParser& parser, TimeLimit limit);
+  // Feeds the parser what was read and not used yet.
+  [[nodiscard]] Status feed(ResponseParser& parser);
 
   void abort() override;  // closes; the wait in progress ends with kCancelled
-  [[nodiscard]] bool reusable() const { return socket_.is_open() && buffer_.size() == 0; }
+  // Also: the instance has neither closed it nor sent what nobody asked for, which would be taken for the next request's answer.
+  [[nodiscard]] bool still_quiet() { return !stream_.has_unread(); }
+  [[nodiscard]] bool reusable() const { return stream_.is_open() && buffer_.size() == 0; }
   [[nodiscard]] const InstanceName& name() const { return name_; }
 
   bool reused = false;                          // came from the pool
@@ -49,11 +56,10 @@ class UpstreamConnection final : public Abortable {
   enum class Ended { kNo, kDeadline, kAborted };
   [[nodiscard]] Status failure(std::string_view operation, const boost::system::error_code& error, const TimeLimit& limit) const;
   [[nodiscard]] std::string_view reading(const ResponseParser& parser) const;  // the operation, for a failure
-  [[nodiscard]] Status feed(ResponseParser& parser);
   void close(Ended why);
 
   const InstanceName name_;
-  Socket socket_;
+  Stream stream_;
   boost::beast::flat_buffer buffer_;
   Watchdog watchdog_;
   Ended ended_ = Ended::kNo;
@@ -78,12 +84,15 @@ struct Exchange {
 
 class UpstreamPool {
  public:
-  UpstreamPool(const Executor& executor, Resolver& resolver, std::chrono::nanoseconds idle_at_most, std::size_t connections_at_most);
+  UpstreamPool(const Executor& executor, Resolver& resolver, std::chrono::nanoseconds idle_at_most, std::size_t connections_at_most,
+               const TlsKeeper& tls);
 
   [[nodiscard]] Task<Result<std::unique_ptr<Exchange>>> open(const InstanceName& name, const UpstreamRequest& request,
                                                              ExchangeDeadlines deadlines, Cancellation& cancellation);
   // Takes the connection back when its answer was complete and both sides keep it alive; closes it otherwise.
   void release(std::unique_ptr<Exchange> exchange);
+  // Holds for what is idle now, too.
+  void set_limits(std::chrono::nanoseconds idle_at_most, std::size_t connections_at_most);
   // Closes what was idle for too long; called about once a second.
   void sweep();
   void clear() { idle_.clear(); }
@@ -101,8 +110,9 @@ class UpstreamPool {
 
   Executor executor_;
   Resolver& resolver_;
-  const std::chrono::nanoseconds idle_at_most_;
-  const std::size_t connections_at_most_;
+  const TlsKeeper& tls_;
+  std::chrono::nanoseconds idle_at_most_;
+  std::size_t connections_at_most_;
   std::unordered_map<std::string, Connections> idle_;  // by name, the one used last at the back
 };
 

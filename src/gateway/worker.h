@@ -27,9 +27,11 @@ class Worker {
   // Serves a client whose socket was accepted onto this worker's context.
   void adopt(Socket socket);
   void close_idle_clients();
-  void stop_now();  // abandons what is still running; returns when the thread has ended
+  void interrupt_clients();  // requests that run are ended, their clients told
+  void stop_now();           // abandons what is still running; returns when the thread has ended
 
  private:
+  void loop();
   [[nodiscard]] Task<void> serve(std::shared_ptr<ClientConnection> client);
   [[nodiscard]] Task<void> sweep();
 

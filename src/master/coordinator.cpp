@@ -190,6 +190,8 @@ Result<std::shared_ptr<Node>> Coordinator::sync(const wire::NodeSyncRequest& req
   if (request.path_size() > 0) {
     const std::scoped_lock lock(node->paths_mutex);
     node->paths.assign(request.path().begin(), request.path().end());
+    node->device_bytes_in_place = request.device_bytes_in_place();
+    node->device_bytes_staged = request.device_bytes_staged();
   }
   {
     const std::scoped_lock lock(node->sync_mutex);

@@ -136,6 +136,7 @@ std::string status_json(Coordinator& coordinator, TimeMs now) {
   for (const auto& node : coordinator.membership().nodes()) {
     const TimeMs seen = node->last_seen;
     json::array paths;
+    json::object device_bytes;
     {
       const std::scoped_lock lock(node->paths_mutex);
       for (const auto& report : node->paths) {
@@ -146,6 +147,7 @@ std::string status_json(Coordinator& coordinator, TimeMs now) {
                                      {"read_bytes", report.bytes_read()},
                                      {"failures", report.failures()}});
       }
+      device_bytes = {{"in_place", node->device_bytes_in_place}, {"staged", node->device_bytes_staged}};
     }
     nodes.push_back(json::object{{"id", node->id.to_string()},
                                  {"name", node->name},
@@ -154,7 +156,8 @@ std::string status_json(Coordinator& coordinator, TimeMs now) {
                                  {"last_seen_ms_ago", now > seen ? now - seen : 0},
                                  {"producer", node->producer.load()},
                                  {"retirements_outstanding", node->outbox->outstanding()},
-                                 {"paths", std::move(paths)}});
+                                 {"paths", std::move(paths)},
+                                 {"device_bytes", std::move(device_bytes)}});
   }
   status["nodes"] = std::move(nodes);
   json::array segments;

@@ -295,9 +295,13 @@ TEST_F(WireTest, StatusShowsThePathsThatANodeHasToldLastAndWhy) {
       report.set_bytes_read(std::uint64_t{1} << 40);
       report.set_failures(3);
     }
+    request.set_device_bytes_in_place(5);
+    request.set_device_bytes_staged(6);
     wire::NodeSyncReply reply;
     EXPECT_TRUE(node.call(wire::METHOD_NODE_SYNC, request, reply).ok());
   };
+  const auto device_bytes = [&] { return boost::json::parse(page("/status").body).at("nodes").at(0).at("device_bytes").as_object(); };
+  EXPECT_EQ(device_bytes().at("staged").to_number<std::uint64_t>(), 0U);
   const auto shown = [&] { return boost::json::parse(page("/status").body).at("nodes").at(0).at("paths").as_array(); };
   EXPECT_TRUE(shown().empty());
   sync({{"shm", ""}, {"tcp", "uid 0 is not 1000; \"quoted\"\n"}});
@@ -310,6 +314,8 @@ TEST_F(WireTest, StatusShowsThePathsThatANodeHasToldLastAndWhy) {
   EXPECT_EQ(tcp.at("read_bytes").to_number<std::uint64_t>(), std::uint64_t{1} << 40);
   EXPECT_EQ(tcp.at("failures").to_number<std::uint64_t>(), 3U);
   EXPECT_EQ(shown().at(0).at("reason"), "");
+  EXPECT_EQ(device_bytes().at("in_place").to_number<std::uint64_t>(), 5U);
+  EXPECT_EQ(device_bytes().at("staged").to_number<std::uint64_t>(), 6U);
   sync({});
   EXPECT_EQ(shown().size(), 2U) << "nothing told: as before";
   sync({{"local", ""}});

@@ -116,6 +116,7 @@ Result<std::string> ClientHandshake::on_frame(const FrameHeader& header, std::sp
 Result<std::string> ClientHandshake::on_reply(std::span<const std::byte> message) {
   wire::HelloReply reply;
   if (!parse_into(reply, message)) return Status(ErrorCode::kProtocol, peer_ + " sent a handshake that does not parse");
+  peer_product_ = reply.product();
   if (reply.version() != kWireVersion) {
     return Status(ErrorCode::kProtocol, peer_ + " (" + reply.product() + ") chose wire version " + std::to_string(reply.version()) +
                                             ", and this process speaks version " + std::to_string(kWireVersion) +

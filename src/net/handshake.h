@@ -10,6 +10,7 @@
 #include <string>
 
 #include "base/ids.h"
+#include "base/version.h"
 
 namespace moonpool::net {
 
@@ -20,7 +21,7 @@ enum Feature : std::uint64_t { kFeatureNone = 0 };
 struct Identity {
   NodeId node_id;
   std::string token;  // the cluster token; empty: no authentication. Never logged.
-  std::string product = "moonpool";
+  std::string product = product_name();  // shown in errors and by `moonpool doctor`; never compared
 };
 
 }  // namespace moonpool::net

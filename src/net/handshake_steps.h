@@ -34,6 +34,8 @@ class ClientHandshake {
   [[nodiscard]] Result<std::string> on_frame(const FrameHeader& header, std::span<const std::byte> message);
   [[nodiscard]] bool done() const { return state_ == State::kDone; }
   [[nodiscard]] const NodeId& peer_node() const { return peer_node_; }
+  // What the server calls itself, known as soon as its reply was read, also when the handshake fails after that.
+  [[nodiscard]] const std::string& peer_product() const { return peer_product_; }
   [[nodiscard]] std::uint64_t features() const { return features_; }
 
  private:
@@ -45,6 +47,7 @@ class ClientHandshake {
   const std::string nonce_;
   State state_ = State::kAwaitingReply;
   NodeId peer_node_;
+  std::string peer_product_;
   std::uint64_t features_ = 0;
 };
 

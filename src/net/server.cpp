@@ -45,7 +45,7 @@ class Server::Impl {
 
   void handle(wire::Method method, Handler handler) { shared_.handlers[method].waiting = std::move(handler); }
   void handle_quickly(wire::Method method, QuickHandler handler) { shared_.handlers[method].quick = std::move(handler); }
-  void on_closed(std::function<void(const Session&)> callback) { shared_.on_closed = std::move(callback); }
+  void on_closed(std::function<void(const Session&)> callback) { shared_.on_closed.push_back(std::move(callback)); }
   [[nodiscard]] std::uint16_t port() const { return port_.load(); }
 
   Status start();

@@ -99,7 +99,7 @@ class Server {
 
   void handle(wire::Method method, Handler handler);
   void handle_quickly(wire::Method method, QuickHandler handler);
-  // Called on the connection's thread after a session has ended, whatever the reason.
+  // Called on the connection's thread after a session has ended, whatever the reason; several are called in the order of their adding.
   void on_closed(std::function<void(const Session&)> callback);
   // kUnavailable naming host:port and who may hold it when the port is in use.
   [[nodiscard]] Status start();

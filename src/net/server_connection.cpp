@@ -97,7 +97,8 @@ Connection::~Connection() {
   boost::system::error_code ignored;
   socket_.close(ignored);
   if (!refuse_) shared_.connections.fetch_sub(1);
-  if (shaken_ && shared_.on_closed) shared_.on_closed(*session_);
+  if (!shaken_) return;
+  for (const auto& callback : shared_.on_closed) callback(*session_);
 }
 
 void Connection::drop_if_expired(Deadline::Clock::time_point now) {

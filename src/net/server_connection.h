@@ -46,7 +46,7 @@ struct ServerShared {
   Identity self;
   ServerOptions options;
   std::unordered_map<int, MethodHandler> handlers;
-  std::function<void(const Session&)> on_closed;
+  std::vector<std::function<void(const Session&)>> on_closed;
   std::atomic<std::size_t> connections{0};
   LogLimit stranger_lines;
 };

@@ -342,14 +342,20 @@ Status Client::register_buffer(const void* address, std::uint64_t size) {
   if (address == nullptr || size == 0 || size > UINTPTR_MAX - start) {
     return {ErrorCode::kInvalidParams, fmt::format("register_buffer: {} bytes at {:#x} are no buffer", size, start)};
   }
+  // Gets write into it.
+  MOONPOOL_RETURN_IF_ERROR(impl_->runtime.register_buffer({static_cast<std::byte*>(const_cast<void*>(address)), size}));
   const std::scoped_lock lock(impl_->buffers_mutex);
   impl_->buffers[start] = size;
   return {};
 }
 
 Status Client::unregister_buffer(const void* address) {
-  const std::scoped_lock lock(impl_->buffers_mutex);
-  if (impl_->buffers.erase(reinterpret_cast<std::uintptr_t>(address)) > 0) return {};
+  bool known = false;
+  {
+    const std::scoped_lock lock(impl_->buffers_mutex);
+    known = impl_->buffers.erase(reinterpret_cast<std::uintptr_t>(address)) > 0;
+  }
+  if (known) return impl_->runtime.unregister_buffer(address, impl_->deadline());
   return {ErrorCode::kInvalidParams,
           fmt::format("unregister_buffer: no buffer is registered at {:#x}", reinterpret_cast<std::uintptr_t>(address))};
 }

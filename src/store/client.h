@@ -9,7 +9,8 @@
 //
 // Results per key: 0 or a negative ErrorCode number as Python callers expect; sizes for gets. Every batch call returns one entry per key,
 // duplicates included. Threads: all methods from any thread; close() waits for calls in flight. Lifetime: registered buffers must outlive
-// their use.
+// their use. Pieces of puts and gets may be in the memory of CUDA devices (transfer/cuda/device_paths.h); work on the legacy default stream
+// that was queued before the call has ended before they are touched.
 #pragma once
 
 #include <chrono>
@@ -24,6 +25,7 @@
 
 #include "base/deadline.h"
 #include "base/result.h"
+#include "transfer/rdma/options.h"
 #include "transfer/transport.h"
 
 namespace moonpool::store {
@@ -37,12 +39,12 @@ struct ClientOptions {
   std::string master_address;           // "host:port", or several separated by commas
   std::uint64_t segment_size = 0;       // lent to the pool; 0: lends nothing
   std::uint64_t local_buffer_size = 0;  // staging for get() into fresh memory; 0: a pure server, whose puts fail
-  std::string protocol = "tcp";
-  std::string device_names;
+  std::string protocol = "tcp";         // or "rdma"
+  transfer::rdma::Options rdma;         // used with protocol "rdma"
   std::string tenant = "default";
   std::string cluster_token;
   bool checksums = true;
-  std::string paths;                                   // those that data may take, of "local,shm,tcp"; empty: all
+  std::string paths;                                   // those that data may take, of "local,shm,rdma,tcp"; empty: all
   std::chrono::milliseconds operation_timeout{10000};  // of one put/get/exist/remove call, whatever its batch size
   std::chrono::milliseconds setup_timeout{10000};
   std::chrono::milliseconds handover_wait{500};  // upper bound of exist()'s wait for blocks on their way; 0: never
@@ -127,7 +129,11 @@ class Client {
   [[nodiscard]] Result<std::uint64_t> remove_matching(std::string_view regex, bool force);
   [[nodiscard]] Result<std::uint64_t> remove_all(bool force);
 
-  // Memory that gets and puts will use again and again. For tcp this only checks the range; kept for paths that pin memory.
+  // Memory that gets and puts will use again and again: the host's or a CUDA device's. kInvalidParams for what is neither, saying what is
+  // missing. For tcp this only checks the range. With protocol "rdma" host memory is registered on the NICs, so that nothing is copied:
+  // kUnavailable with the reason when they refuse it (memlock), kSegmentAlreadyExists for an overlap, and a range is unregistered when no
+  // transfer touches it any more (kRpcTimeout: one did not end in time). Where device memory lies is remembered, and the segments of this
+  // node are pinned for devices, in the background.
   Status register_buffer(const void* address, std::uint64_t size);
   Status unregister_buffer(const void* address);
 

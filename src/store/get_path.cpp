@@ -235,7 +235,7 @@ Status GetPath::Call::read_failure(const Item& item) const {
           fmt::format("read from {} ({}): {}", copy.segment->name, copy.segment->peer.endpoint.to_string(), item.failure.to_string())};
 }
 
-GetPath::GetPath(NodeId self, std::string_view tenant, MasterClient& master, transfer::PathSelector& paths, const Standing& standing)
+GetPath::GetPath(NodeId self, std::string_view tenant, MasterClient& master, transfer::Transport& paths, const Standing& standing)
     : self_(self), self_bytes_(self.to_bytes()), tenant_(tenant_on_wire(tenant)), master_(master), paths_(paths), standing_(standing) {}
 
 std::vector<Result<std::uint64_t>> GetPath::get(std::span<const std::string_view> keys, const Plan& plan, Deadline deadline) const {

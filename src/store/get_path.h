@@ -27,7 +27,7 @@
 #include "store/master_client.h"
 #include "store/standing.h"
 #include "store/wire_parts.h"
-#include "transfer/path_selector.h"
+#include "transfer/transport.h"
 
 namespace moonpool::store {
 
@@ -48,7 +48,7 @@ class GetPath {
   using Plan = std::function<Result<Parts>(std::size_t index, std::uint64_t size)>;
 
   // All references outlive this object.
-  GetPath(NodeId self, std::string_view tenant, MasterClient& master, transfer::PathSelector& paths, const Standing& standing);
+  GetPath(NodeId self, std::string_view tenant, MasterClient& master, transfer::Transport& paths, const Standing& standing);
 
   // Bytes read per key, or why not, in order. The plan is called on this thread, once per look-up of a key.
   [[nodiscard]] std::vector<Result<std::uint64_t>> get(std::span<const std::string_view> keys, const Plan& plan, Deadline deadline) const;
@@ -73,7 +73,7 @@ class GetPath {
   const std::string self_bytes_;  // on the wire
   const std::string tenant_;      // as on the wire
   MasterClient& master_;
-  transfer::PathSelector& paths_;
+  transfer::Transport& paths_;
   const Standing& standing_;
 };
 

@@ -104,7 +104,7 @@ TEST_F(LifecycleTest, BadSettingsAreNamed) {
       {"192.0.2.1", ErrorCode::kInvalidParams, [](auto& o) { o.local_hostname = "192.0.2.1"; }},
       {"no-such-host.invalid", ErrorCode::kInvalidParams, [](auto& o) { o.local_hostname = "no-such-host.invalid"; }},
       {"local_hostname", ErrorCode::kInvalidParams, [](auto& o) { o.local_hostname = ""; }},
-      {"\"protocol\": \"tcp\"", ErrorCode::kNotSupported, [](auto& o) { o.protocol = "rdma"; }},
+      {"\"protocol\": \"tcp\"", ErrorCode::kInvalidParams, [](auto& o) { o.protocol = "nvlink"; }},
       {"carrier-pigeon", ErrorCode::kInvalidParams, [](auto& o) { o.protocol = "carrier-pigeon"; }},
       {"master_server_address", ErrorCode::kInvalidParams, [](auto& o) { o.master_address = ""; }},
       {"nonsense", ErrorCode::kInvalidParams, [](auto& o) { o.master_address = "nonsense:port"; }},

@@ -98,10 +98,15 @@ Status MasterClient::call(net::LanePool& lanes, wire::Method method, net::ConstB
                           Deadline deadline, bool* repeated) {
   const auto since = Deadline::Clock::now();
   auto pause = kFirstPause;
+  Status reason;
   while (true) {
     const std::size_t index = current_.load(std::memory_order_relaxed);
+    const auto attempted = Deadline::Clock::now();
     Status status = lanes.call(masters_[index], method, request, reply, deadline);
     if (status.ok()) return status;
+    // A last attempt that the deadline cut short says less than the one before it ("refused") did.
+    const bool cut_short = status.code() == ErrorCode::kRpcTimeout && Deadline::Clock::now() - attempted < kLongestPause;
+    if (reason.ok() || !cut_short) reason = status;
     if (standing_.stopped() || status.code() == ErrorCode::kCancelled) return {ErrorCode::kCancelled, "the store client is closed"};
     if (!transient(status.code())) return status;
     if (repeated != nullptr && (status.code() == ErrorCode::kUnavailable || status.code() == ErrorCode::kRpcTimeout)) *repeated = true;
@@ -110,9 +115,9 @@ Status MasterClient::call(net::LanePool& lanes, wire::Method method, net::ConstB
       std::size_t expected = index;
       current_.compare_exchange_strong(expected, (index + 1) % masters_.size());
     }
-    if (deadline.left() <= pause) return gave_up(method, status, since);
+    if (deadline.left() <= pause) return gave_up(method, reason, since);
     if (!standing_.pause(std::min(deadline.left(), jittered(pause)))) return {ErrorCode::kCancelled, "the store client is closed"};
-    if (deadline.expired()) return gave_up(method, status, since);
+    if (deadline.expired()) return gave_up(method, reason, since);
     pause = std::min(kLongestPause, pause * 2);
   }
 }

@@ -254,6 +254,10 @@ void Membership::add_paths_to(wire::NodeSyncRequest& request) {
     report.set_bytes_read(all[i].bytes_read);
     report.set_failures(all[i].failures);
   }
+  if (!options_.device_use) return;
+  const auto devices = options_.device_use();
+  request.set_device_bytes_in_place(devices.bytes_in_place);
+  request.set_device_bytes_staged(devices.bytes_staged);
 }
 
 void Membership::carry_out(const wire::NodeSyncReply& reply) {

@@ -48,6 +48,11 @@ struct MembershipOptions {
   std::function<void()> registered_again;
   // For the master's status; called on the membership thread every kPathReportInterval.
   std::function<std::vector<transfer::PathUse>()> path_use;
+  struct DeviceUse {
+    std::uint64_t bytes_in_place = 0;
+    std::uint64_t bytes_staged = 0;
+  };
+  std::function<DeviceUse()> device_use;  // of device memory; goes with it
 };
 
 class Membership {

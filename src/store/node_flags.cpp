@@ -3,14 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
-#include <cctype>
 #include <charconv>
 #include <functional>
 #include <limits>
 #include <optional>
 
 #include "base/edit_distance.h"
+#include "base/size_text.h"
 
 namespace moonpool::store {
 
@@ -62,10 +61,10 @@ const std::vector<Flag>& flags() {
        [](Values& v, std::string_view t, std::uint64_t) { v.master_server_address = t; }},
       {"metadata_server", Kind::kText, "where to publish the node: http://h:p/metadata, etcd://h:p, redis://h:p (nowhere)",
        [](Values& v, std::string_view t, std::uint64_t) { v.metadata_server = t; }},
-      {"protocol", Kind::kText, "tcp", [](Values& v, std::string_view t, std::uint64_t) { v.protocol = t; }},
-      {"device_names", Kind::kText, "network devices, for protocols that need them",
+      {"protocol", Kind::kText, "tcp or rdma (tcp)", [](Values& v, std::string_view t, std::uint64_t) { v.protocol = t; }},
+      {"device_names", Kind::kText, "with rdma: its devices, with commas (all that are up)",
        [](Values& v, std::string_view t, std::uint64_t) { v.device_names = t; }},
-      {"paths", Kind::kText, "those that data may take, some of local,shm,tcp (all)",
+      {"paths", Kind::kText, "those that data may take, some of local,shm,rdma,tcp (all)",
        [](Values& v, std::string_view t, std::uint64_t) { v.paths = t; }},
       {"tenant_id", Kind::kText, "default", [](Values& v, std::string_view t, std::uint64_t) { v.tenant_id = t; }},
       {"cluster_token_file", Kind::kText, "a file whose first line is the cluster's token (else MOONPOOL_CLUSTER_TOKEN)",
@@ -185,7 +184,7 @@ Result<NodeSettings> settings_of(const Values& values, std::vector<std::string> 
   settings.client.segment_size = values.global_segment_size;
   settings.client.local_buffer_size = values.local_buffer_size;
   settings.client.protocol = values.protocol;
-  settings.client.device_names = values.device_names;
+  settings.client.rdma.device_names = values.device_names;
   settings.client.paths = values.paths;
   settings.client.tenant = values.tenant_id;
   settings.token_file = values.cluster_token_file;
@@ -195,31 +194,6 @@ Result<NodeSettings> settings_of(const Values& values, std::vector<std::string> 
 }
 
 }  // namespace
-
-Result<std::uint64_t> parse_size(std::string_view text) {
-  const Status wrong{ErrorCode::kConfig,
-                     fmt::format("\"{}\" is not a size such as \"4 GB\", \"512 MiB\" or 1073741824", text.substr(0, 100))};
-  while (!text.empty() && text.front() == ' ') text.remove_prefix(1);
-  while (!text.empty() && text.back() == ' ') text.remove_suffix(1);
-  double number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
-  if (error != std::errc() || !(number >= 0)) return wrong;
-  std::string unit(end, text.data() + text.size());
-  std::erase(unit, ' ');
-  std::transform(unit.begin(), unit.end(), unit.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
-  if (unit.ends_with("IB")) unit.erase(unit.size() - 2, 1);
-  constexpr std::array<std::string_view, 5> kUnits = {"B", "KB", "MB", "GB", "TB"};
-  std::size_t power = 0;
-  if (!unit.empty()) {
-    const auto found = std::find_if(kUnits.begin(), kUnits.end(),
-                                    [&](std::string_view one) { return unit == one || (one.size() == 2 && unit == one.substr(0, 1)); });
-    if (found == kUnits.end()) return wrong;
-    power = static_cast<std::size_t>(found - kUnits.begin());
-  }
-  const double bytes = number * static_cast<double>(std::uint64_t{1} << (10 * power));
-  if (bytes >= 9.0e18) return wrong;
-  return static_cast<std::uint64_t>(bytes);
-}
 
 Result<NodeSettings> parse_node_flags(std::span<const std::string_view> arguments) {
   Values values;

@@ -29,7 +29,4 @@ struct NodeSettings {
 // One line a flag, with its default.
 [[nodiscard]] std::string node_flags_help();
 
-// "4 GB", "16mb", "512 KiB", "1073741824": 1024-based, as the incumbent counts. kConfig for anything else.
-[[nodiscard]] Result<std::uint64_t> parse_size(std::string_view text);
-
 }  // namespace moonpool::store

@@ -54,17 +54,5 @@ TEST(NodeFlags, AFeatureThatIsNotThereYetIsAWarningOnlyWhenAskedFor) {
   EXPECT_EQ(settings->warnings.size(), 2U);
 }
 
-TEST(ParseSize, TakesTheUsualForms) {
-  for (const auto& [text, bytes] :
-       {std::pair{"0", std::uint64_t{0}}, std::pair{"4 GB", std::uint64_t{4} << 30}, std::pair{"16mb", std::uint64_t{16} << 20},
-        std::pair{"1.5KiB", std::uint64_t{1536}}, std::pair{"2T", std::uint64_t{2} << 40}, std::pair{" 7 B ", std::uint64_t{7}}}) {
-    const auto size = parse_size(text);
-    ASSERT_TRUE(size.ok()) << text;
-    EXPECT_EQ(*size, bytes) << text;
-  }
-  for (const char* text : {"", "GB", "50%", "-1", "4 XB", "1e30", "9999999 TB", "4 G B x", "nan", "inf"})
-    EXPECT_EQ(parse_size(text).code(), ErrorCode::kConfig) << text;
-}
-
 }  // namespace
 }  // namespace moonpool::store

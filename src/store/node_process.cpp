@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -14,6 +15,7 @@
 #include "base/logging.h"
 #include "store/client.h"
 #include "store/node_flags.h"
+#include "transfer/rdma/settings.h"
 
 namespace moonpool::store {
 
@@ -40,6 +42,14 @@ int serve(NodeSettings settings, const sigset_t& ends) {
     settings.client.cluster_token = std::move(*token);
   } else if (const char* token = std::getenv("MOONPOOL_CLUSTER_TOKEN")) {  // as the master takes it; read once, here
     settings.client.cluster_token = token;
+  }
+  if (settings.client.protocol == "rdma") {
+    auto rdma = transfer::rdma::with_variables(std::move(settings.client.rdma), transfer::rdma::variables_of(environ));
+    if (!rdma) {
+      log::error("{}", rdma.status().message());
+      return 1;
+    }
+    settings.client.rdma = std::move(*rdma);
   }
   auto client = Client::create(settings.client);
   if (!client) {

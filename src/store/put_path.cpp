@@ -372,7 +372,7 @@ void PutPath::Call::log_once(const std::string& text) {
   log::error("{}", text);
 }
 
-PutPath::PutPath(NodeId self, std::string_view tenant, MasterClient& master, transfer::PathSelector& paths, const Standing& standing)
+PutPath::PutPath(NodeId self, std::string_view tenant, MasterClient& master, transfer::Transport& paths, const Standing& standing)
     : self_bytes_(self.to_bytes()), tenant_(tenant_on_wire(tenant)), master_(master), paths_(paths), standing_(standing) {}
 
 std::vector<std::int32_t> PutPath::put(const Batch& batch, Deadline deadline) const { return Call(*this, batch, deadline).run(); }

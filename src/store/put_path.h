@@ -21,7 +21,7 @@
 #include "store/master_client.h"
 #include "store/standing.h"
 #include "store/wire_parts.h"
-#include "transfer/path_selector.h"
+#include "transfer/transport.h"
 
 namespace moonpool::store {
 
@@ -35,7 +35,7 @@ class PutPath {
   };
 
   // All references outlive this object.
-  PutPath(NodeId self, std::string_view tenant, MasterClient& master, transfer::PathSelector& paths, const Standing& standing);
+  PutPath(NodeId self, std::string_view tenant, MasterClient& master, transfer::Transport& paths, const Standing& standing);
 
   // One code per key, in order; duplicates of a key share the first one's result.
   [[nodiscard]] std::vector<std::int32_t> put(const Batch& batch, Deadline deadline) const;
@@ -46,7 +46,7 @@ class PutPath {
   const std::string self_bytes_;  // on the wire
   const std::string tenant_;      // as on the wire
   MasterClient& master_;
-  transfer::PathSelector& paths_;
+  transfer::Transport& paths_;
   const Standing& standing_;
 };
 

@@ -14,7 +14,7 @@
 #include "base/result.h"
 #include "store/client.h"
 #include "store/get_path.h"
-#include "transfer/path_selector.h"
+#include "transfer/transport.h"
 
 namespace moonpool::store {
 
@@ -24,7 +24,7 @@ class ViewPath {
   static constexpr std::uint64_t kWorthAPin = std::uint64_t{256} * 1024;
 
   // All outlive it.
-  ViewPath(NodeId self, const GetPath& gets, transfer::PathSelector& paths) : self_(self), gets_(gets), paths_(paths) {}
+  ViewPath(NodeId self, const GetPath& gets, transfer::Transport& paths) : self_(self), gets_(gets), paths_(paths) {}
 
   [[nodiscard]] std::vector<Result<View>> view(std::span<const std::string_view> keys, Deadline deadline) const;
 
@@ -33,7 +33,7 @@ class ViewPath {
 
   const NodeId self_;
   const GetPath& gets_;
-  transfer::PathSelector& paths_;
+  transfer::Transport& paths_;
 };
 
 }  // namespace moonpool::store

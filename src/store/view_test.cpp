@@ -101,7 +101,9 @@ TEST_F(ViewTest, ABatchIsPinnedWhenItIsWorthIt) {
       EXPECT_TRUE(shows(views[i], pattern(keys[i], 1, ViewPath::kWorthAPin / 8))) << keys[i];
       EXPECT_EQ(views[i]->pinned(), count == keys.size()) << keys[i];
     }
-    if (count > 3) EXPECT_EQ(views[3].code(), ErrorCode::kInvalidParams);
+    if (count > 3) {
+      EXPECT_EQ(views[3].code(), ErrorCode::kInvalidParams);
+    }
     EXPECT_EQ(views[2].code(), ErrorCode::kObjectNotFound);
   }
 }

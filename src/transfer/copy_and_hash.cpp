@@ -130,6 +130,7 @@ void verify_view(ViewOperation& operation, Deadline deadline) {
     operation.status = Status(ErrorCode::kChecksumMismatch, "view: the bytes of the extent are not those that the master describes");
   }
   if (operation.status.ok()) return;
+  operation.region = {};
   operation.bytes = {};
   operation.pin.reset();
 }

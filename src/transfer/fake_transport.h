@@ -45,6 +45,9 @@ class FakeTransport final : public Transport {
   void write(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) override {
     run(peer, operations, [&](FakePeer& fake, std::span<WriteOperation> some) { fake.real.write(peer, some, deadline); });
   }
+  void write_in_place(const Peer& peer, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline) override {
+    run(peer, operations, [&](FakePeer& fake, std::span<WriteOperation> some) { fake.real.write_in_place(peer, some, fill, deadline); });
+  }
   void read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) override {
     const auto fake = find(peer);
     if (fake != nullptr && take(fake->faults.corrupt)) {

@@ -14,6 +14,7 @@
 #include "transfer/checksum.h"
 #include "transfer/grant_ledger.h"
 #include "transfer/remote_writers.h"
+#include "transfer/segment_listener.h"
 #include "transfer/segment_memory.h"
 
 namespace moonpool::transfer {
@@ -157,6 +158,11 @@ void Owner::Pin::release() {
 
 MutableBytes Owner::Pin::memory() const { return segment_->memory->bytes().subspan(extent_->offset, extent_->length); }
 
+Region Owner::Pin::region() const {
+  if (segment_->memory->lent()) return {};
+  return {segment_->memory->bytes(), segment_->memory};
+}
+
 std::span<const std::uint64_t> Owner::Pin::checksums() const { return extent_->checksums(); }
 
 bool Owner::Pin::cancelled() const { return extent_->cancelled.load(std::memory_order_acquire); }
@@ -178,12 +184,17 @@ class Owner::Impl {
       segments_.emplace(incarnation, std::make_shared<Segment>(incarnation, std::move(memory), term_, departures_));
     }
     if (const auto writers = remote(); writers != nullptr) writers->announce_open(incarnation);
+    for (const auto& listener : listeners()) listener->announce_open(incarnation);
     return incarnation;
   }
 
   std::shared_ptr<RemoteWriters> remote() const {
     const std::shared_lock lock(registry_);
     return remote_;
+  }
+  std::vector<std::shared_ptr<SegmentListener>> listeners() const {
+    const std::shared_lock lock(registry_);
+    return listeners_;
   }
   // What writers of other processes have done so far is in the catalogues afterwards.
   void harvest() const {
@@ -215,6 +226,7 @@ class Owner::Impl {
       writers->harvest();
     }
     segment->close();
+    for (const auto& listener : listeners()) listener->announce_closed(incarnation);
     MOONPOOL_SYNC_POINT("owner.withdraw.closed");
     const auto left = [&] {
       harvest();
@@ -234,10 +246,11 @@ class Owner::Impl {
   }
 
   std::shared_ptr<Departures> departures_ = std::make_shared<Departures>();
-  mutable std::shared_mutex registry_;  // guards segments_, term_ and remote_; taken before a segment's mutex
+  mutable std::shared_mutex registry_;  // guards segments_, term_, remote_ and listeners_; taken before a segment's mutex
   std::unordered_map<Incarnation, std::shared_ptr<Segment>> segments_;
   Term term_;
   std::shared_ptr<RemoteWriters> remote_;
+  std::vector<std::shared_ptr<SegmentListener>> listeners_;
   std::mutex retirements_mutex_;                            // guards retirements_; taken before registry_ and segments' mutexes
   std::map<std::uint64_t, PendingRetirement> retirements_;  // by sequence
 };
@@ -248,8 +261,8 @@ Owner::~Owner() {
   for (const auto& segment : impl_->all()) segment->close();
 }
 
-Result<Incarnation> Owner::mount(std::uint64_t size) {
-  auto memory = SegmentMemory::map(size);
+Result<Incarnation> Owner::mount(std::uint64_t size, HugePages huge_pages) {
+  auto memory = SegmentMemory::map(size, huge_pages);
   if (!memory.ok()) return memory.status();
   return impl_->add(std::move(*memory));
 }
@@ -274,7 +287,7 @@ Result<Incarnation> Owner::remount(const Incarnation& incarnation, Deadline dead
   memory = impl_->withdraw(incarnation, false, deadline);
   if (!memory.ok()) return memory.status();
   segment->free_unread_memory();
-  return mount((*memory)->bytes().size());
+  return mount((*memory)->bytes().size(), (*memory)->huge() ? HugePages::kIfReserved : HugePages::kNever);
 }
 
 void Owner::attach(std::shared_ptr<RemoteWriters> writers) {
@@ -296,6 +309,21 @@ void Owner::attach(std::shared_ptr<RemoteWriters> writers) {
     writers->announce_oldest(oldest);
     writers->announce_open(segment->incarnation);
   }
+}
+
+void Owner::listen(std::shared_ptr<SegmentListener> listener) {
+  {
+    const std::unique_lock lock(impl_->registry_);
+    impl_->listeners_.push_back(listener);
+  }
+  for (const auto& segment : impl_->all()) {
+    if (memory_of(segment->incarnation) != nullptr) listener->announce_open(segment->incarnation);
+  }
+}
+
+void Owner::forget(const SegmentListener& listener) {
+  const std::unique_lock lock(impl_->registry_);
+  std::erase_if(impl_->listeners_, [&](const auto& one) { return one.get() == &listener; });
 }
 
 std::shared_ptr<SegmentMemory> Owner::memory_of(const Incarnation& incarnation) const {
@@ -481,6 +509,13 @@ Status Owner::complete_write(Pin pin, std::string_view key, std::span<const std:
   pin.segment_->catalogue.publish(*pin.extent_, key, chunk_checksums);
   pin.extent_ = nullptr;
   return {};
+}
+
+Status Owner::confirm_write(const ExtentRef& extent, std::span<const std::uint64_t> chunk_checksums) {
+  const auto pin = begin_read(extent);
+  if (!pin.ok()) return {ErrorCode::kStaleTerm, "the extent was retired meanwhile"};
+  if (std::ranges::equal(pin->checksums(), chunk_checksums)) return {};
+  return {ErrorCode::kInvalidWrite, "other bytes were already written under this grant"};
 }
 
 Result<Owner::Pin> Owner::begin_read(const ExtentRef& ref, std::function<void()> abort) {

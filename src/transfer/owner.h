@@ -16,7 +16,8 @@
 // Costs: one tree node per extent (about 150 bytes and its key; catalogue.h); no allocation per read. Memory is mapped at mount and
 // touched ahead in the background (MADV_POPULATE_WRITE), so that a put never pays for the first touch.
 // Threads: all methods from any thread; a mutex per segment, never held while bytes move or a hook runs. Lifetime: outlives the server that
-// serves it. Pins keep their segment's memory mapped, so one that is late is late, never a crash (lent memory excepted).
+// serves it. Pins keep their segment's memory mapped, so one that is late is late, never a crash (lent memory excepted). So does whoever
+// holds a Region's keeper, which holds up nothing else: unmount() and remount() do not wait for keepers.
 #pragma once
 
 #include <chrono>
@@ -64,7 +65,9 @@ struct RetirementOrder {
 
 struct Extent;
 class RemoteWriters;
+class SegmentListener;
 class SegmentMemory;
+enum class HugePages : std::uint8_t;
 
 class Owner {
  public:
@@ -75,13 +78,14 @@ class Owner {
   Owner(const Owner&) = delete;
   Owner& operator=(const Owner&) = delete;
 
-  // Maps `size` bytes (rounded up to pages) under a new incarnation. kInternal naming the size and the limit when memory cannot be had.
-  [[nodiscard]] Result<Incarnation> mount(std::uint64_t size);
+  // Maps `size` bytes (rounded up to pages, ordinary ones unless asked otherwise) under a new incarnation. kInternal naming the size and
+  // the limit when memory cannot be had.
+  [[nodiscard]] Result<Incarnation> mount(std::uint64_t size, HugePages huge_pages = {});
   // Lends memory of the caller's, which must stay valid until unmount() has returned.
   [[nodiscard]] Result<Incarnation> mount(MutableBytes memory);
   // Stops all access (aborting writers and readers, waiting until they have left) and frees the memory. Readers of memory that we mapped
-  // are not waited for: it is freed when the last has left. kStaleIncarnation when it is not mounted; kRpcTimeout when somebody has not
-  // left in time: all further access is refused already, and the call may be repeated.
+  // are not waited for: it is freed when the last has left, and the last keeper (Region) is gone. kStaleIncarnation when it is not mounted;
+  // kRpcTimeout when somebody has not left in time: all further access is refused already, and the call may be repeated.
   Status unmount(const Incarnation& incarnation, Deadline deadline);
   // The same memory, emptied, under a new incarnation: the old one was fenced by the master. Readers are waited for, but not longer than
   // kReaderPatience when the memory was mapped by us: views last as long as their users like, so they keep their pages, and the segment
@@ -117,6 +121,7 @@ class Owner {
     Pin& operator=(Pin&&) noexcept;
     ~Pin();
     [[nodiscard]] MutableBytes memory() const;                       // the extent's
+    [[nodiscard]] Region region() const;                             // that it is in; empty when it is lent: nothing keeps that
     [[nodiscard]] std::span<const std::uint64_t> checksums() const;  // readers: of its chunks; valid while pinned
     // Writers: true when the grant was retired meanwhile; stop and drop the pin.
     [[nodiscard]] bool cancelled() const;
@@ -139,12 +144,19 @@ class Owner {
   [[nodiscard]] Result<Pin> begin_write(const ExtentRef& extent, std::function<void()> abort);
   // Publishes the extent. Consumes the pin. kStaleTerm when the grant was retired meanwhile; kInvalidWrite for a wrong number of checksums.
   [[nodiscard]] Status complete_write(Pin pin, std::string_view key, std::span<const std::uint64_t> chunk_checksums);
+  // For a write that begin_write() found complete already: its writer did not see the answer to its first attempt. Ok only if these are the
+  // checksums of what is complete; kInvalidWrite for other bytes, kStaleTerm when the extent was retired meanwhile.
+  [[nodiscard]] Status confirm_write(const ExtentRef& extent, std::span<const std::uint64_t> chunk_checksums);
   // extent.length 0: whatever it is. `abort`, if given, is called as above when the segment is unmounted. kReplicaGone, kStaleIncarnation,
   // kInvalidRead.
   [[nodiscard]] Result<Pin> begin_read(const ExtentRef& extent, std::function<void()> abort = {});
 
   // From now on `writers` (remote_writers.h) hears of every change; null: nobody does. It is told what holds already.
   void attach(std::shared_ptr<RemoteWriters> writers);
+  // From now on `listener` (segment_listener.h) hears of every opening and closing, of those that are open at once. Until forget().
+  void listen(std::shared_ptr<SegmentListener> listener);
+  // It may hear of one more change that is being told already.
+  void forget(const SegmentListener& listener);
   // The memory behind a mounted segment, for those who share it; null when it is not mounted (any more).
   [[nodiscard]] std::shared_ptr<SegmentMemory> memory_of(const Incarnation& incarnation) const;
 

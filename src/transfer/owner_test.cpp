@@ -376,6 +376,38 @@ TEST_F(OwnerTest, ARemountLeavesViewsTheirBytesAndGoesOnWithOtherMemory) {
   EXPECT_EQ(old[40 * page], std::byte{0}) << "what nobody looks at was given back";
 }
 
+TEST_F(OwnerTest, AKeeperOfARegionIsWaitedForByNobodyAndTheMemoryStaysMappedForIt) {
+  const auto region_of = [this](const ExtentRef& ref) {
+    const auto writer = owner_.begin_write(ref, [] {});
+    EXPECT_TRUE(writer.ok()) << writer.status().to_string();
+    return writer->region();
+  };
+  const auto keeper = region_of(extent(0, 100, 1));
+  ASSERT_NE(keeper.keeper, nullptr);
+  EXPECT_EQ(keeper.memory.size(), owner_.segments()[0].size);
+  const auto same = owner_.remount(incarnation_, now());
+  ASSERT_TRUE(same.ok()) << same.status().to_string();
+  incarnation_ = *same;
+  EXPECT_EQ(region_of(extent(0, 100, 2)).keeper, keeper.keeper) << "the same memory goes on";
+  ASSERT_TRUE(put(extent(8192, 100, 3), std::byte{3}).ok());
+  {
+    const auto view = owner_.begin_read(extent(8192, 100, 3));
+    ASSERT_TRUE(view.ok());
+    const auto other = owner_.remount(incarnation_, soon());
+    ASSERT_TRUE(other.ok()) << other.status().to_string();
+    incarnation_ = *other;
+    EXPECT_NE(region_of(extent(0, 100, 4)).keeper, keeper.keeper) << "other memory goes on for the sake of a view";
+    EXPECT_GT(keeper.keeper.use_count(), 1);
+  }
+  EXPECT_EQ(keeper.keeper.use_count(), 1) << "its last user can tell";
+  EXPECT_EQ(keeper.memory[8192 + 99], std::byte{3});
+  EXPECT_TRUE(owner_.unmount(incarnation_, now()).ok());
+  std::vector<std::byte> mine(1000);
+  incarnation_ = *owner_.mount(mine);
+  EXPECT_EQ(region_of(extent(0, 100, 5)).keeper, nullptr) << "what is lent cannot be kept";
+  EXPECT_TRUE(owner_.unmount(incarnation_, now()).ok());
+}
+
 TEST_F(OwnerTest, LentMemoryIsServedInPlace) {
   std::vector<std::byte> mine(1000);
   const auto lent = owner_.mount(mine);

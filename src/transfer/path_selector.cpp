@@ -4,18 +4,15 @@
 #include <mutex>
 #include <utility>
 
+#include "transfer/of_the_path.h"
+
 namespace moonpool::transfer {
 
-namespace {
-
-Status unreachable(const Peer& peer) {
-  return {ErrorCode::kUnavailable, "no path reaches the node " + peer.node.to_string() + " at " + peer.endpoint.to_string()};
+Status PathSelector::unreachable(const Peer& peer) const {
+  const std::string reason = reason_for(peer, paths_.size());
+  return {ErrorCode::kUnavailable,
+          "no path reaches the node " + peer.node.to_string() + " at " + peer.endpoint.to_string() + (reason.empty() ? "" : ": " + reason)};
 }
-
-// The next path may do better.
-bool of_the_path(const Status& status) { return status.code() == ErrorCode::kUnavailable || status.code() == ErrorCode::kNotSupported; }
-
-}  // namespace
 
 Transport* PathSelector::path_to(const Peer& peer) const {
   for (const auto& path : paths_) {
@@ -67,16 +64,41 @@ void PathSelector::run(const Peer& peer, std::span<Operation> operations, const 
     batch = again;
   }
   if (reached) return;
-  for (auto& operation : operations) operation.status = unreachable(peer);
+  const Status status = unreachable(peer);
+  for (auto& operation : operations) operation.status = status;
+}
+
+// Over the first path that reaches the peer, whatever comes of it.
+template <typename Operation, typename Move, typename Count>
+void PathSelector::run_on_best(const Peer& peer, std::span<Operation> operations, const Move& move, const Count& count) {
+  for (std::size_t i = 0; i < paths_.size(); ++i) {
+    if (!paths_[i]->reaches(peer)) continue;
+    move(*paths_[i]);
+    const auto counters = counters_of(peer);
+    if (counters == nullptr) return;
+    for (const auto& operation : operations) count((*counters)[i], operation);
+    return;
+  }
+  const Status status = unreachable(peer);
+  for (auto& operation : operations) operation.status = status;
+}
+
+void PathSelector::count_write(Counters& counters, const WriteOperation& operation) {
+  ++counters.writes;
+  if (operation.status.ok()) counters.bytes_written += operation.extent.length;
+  if (!operation.status.ok()) ++counters.failures;
 }
 
 void PathSelector::write(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) {
   run(
-      peer, operations, [&](Transport& path, std::span<WriteOperation> batch) { path.write(peer, batch, deadline); },
+      peer, operations, [&](Transport& path, std::span<WriteOperation> batch) { path.write(peer, batch, deadline); }, count_write);
+}
+
+void PathSelector::write_in_place(const Peer& peer, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline) {
+  run_on_best(
+      peer, operations, [&](Transport& path) { path.write_in_place(peer, operations, fill, deadline); },
       [](Counters& counters, const WriteOperation& operation) {
-        ++counters.writes;
-        if (operation.status.ok()) counters.bytes_written += operation.extent.length;
-        if (!operation.status.ok()) ++counters.failures;
+        if (operation.status.code() != ErrorCode::kNotSupported) count_write(counters, operation);
       });
 }
 
@@ -91,19 +113,13 @@ void PathSelector::read(const Peer& peer, std::span<ReadOperation> operations, D
 }
 
 void PathSelector::view(const Peer& peer, std::span<ViewOperation> operations, Deadline deadline) {
-  for (auto& operation : operations) operation.status = unreachable(peer);
-  for (std::size_t i = 0; i < paths_.size(); ++i) {
-    if (!paths_[i]->reaches(peer)) continue;
-    paths_[i]->view(peer, operations, deadline);
-    const auto counters = counters_of(peer);
-    if (counters == nullptr) return;
-    for (const auto& operation : operations) {
-      if (!operation.status.ok()) continue;
-      ++(*counters)[i].reads;
-      (*counters)[i].bytes_read += operation.extent.length;
-    }
-    return;
-  }
+  run_on_best(
+      peer, operations, [&](Transport& path) { path.view(peer, operations, deadline); },
+      [](Counters& counters, const ViewOperation& operation) {
+        if (!operation.status.ok()) return;
+        ++counters.reads;
+        counters.bytes_read += operation.extent.length;
+      });
 }
 
 std::string PathSelector::reason_for(const Peer& peer, std::size_t path) const {

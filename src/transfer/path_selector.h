@@ -1,6 +1,6 @@
 // The paths of a process, as one Transport: each batch goes over the first path that reaches its peer, in the order in which paths were
-// added (the fastest first: local, shm, tcp). What fails there with kUnavailable or kNotSupported goes over the next one, so a path that
-// breaks, or cannot do what is asked, costs a batch time, not success. Counts what went where and why, for status.
+// added (the fastest first: local, shm, rdma, tcp). What fails there with kUnavailable or kNotSupported goes over the next one, so a path
+// that breaks, or cannot do what is asked, costs a batch time, not success. Counts what went where and why, for status.
 //
 // Cost: a lookup in a small table and a few atomic additions a batch. Threads: add() and rule_out() before use; the rest from any.
 #pragma once
@@ -49,6 +49,8 @@ class PathSelector final : public Transport {
   void read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) override;
   // Over the best path alone: a caller that gets no view reads instead.
   void view(const Peer& peer, std::span<ViewOperation> operations, Deadline deadline) override;
+  // The same: a caller that cannot write in place writes. What the path does not support is not counted.
+  void write_in_place(const Peer& peer, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline) override;
 
  private:
   struct Counters {
@@ -61,9 +63,13 @@ class PathSelector final : public Transport {
   };
   using PathCounters = std::vector<Counters>;  // one a path
   std::shared_ptr<PathCounters> counters_of(const Peer& peer);
+  [[nodiscard]] Status unreachable(const Peer& peer) const;
   [[nodiscard]] std::string reason_for(const Peer& peer, std::size_t path) const;
   template <typename Operation, typename Move, typename Count>
   void run(const Peer& peer, std::span<Operation> operations, const Move& move, const Count& count);
+  template <typename Operation, typename Move, typename Count>
+  void run_on_best(const Peer& peer, std::span<Operation> operations, const Move& move, const Count& count);
+  static void count_write(Counters& counters, const WriteOperation& operation);
 
   std::vector<std::unique_ptr<Transport>> paths_;
   std::string ruled_out_;

@@ -2,6 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "transfer/checksum.h"
 #include "transfer/fake_transport.h"
 
 namespace moonpool::transfer {
@@ -89,6 +95,60 @@ TEST_F(PathSelectorTest, TheFakesFaultsHappenOnCommand) {
   EXPECT_TRUE(read.status.ok()) << "the segment itself is whole: " << read.status.to_string();
 }
 
+// Fills an extent of 100 bytes, or says that it cannot.
+WriteOperation in_place(Transport& transport, const Peer& peer, const ExtentRef& extent, const Status& outcome = {}) {
+  WriteOperation write{extent, "key", {}, {}, 0};
+  const auto fill = [&](std::span<OpenExtent> extents) {
+    ASSERT_EQ(extents.size(), 1U);
+    std::ranges::fill(extents[0].memory, std::byte{6});
+    extents[0].checksums = {checksum(extents[0].memory)};
+    extents[0].status = outcome;
+  };
+  transport.write_in_place(peer, {&write, 1}, fill, Deadline::after(seconds(5)));
+  return write;
+}
+
+TEST_F(PathSelectorTest, WritesInPlaceAreCountedAsWritesAre) {
+  const Peer near{self_, {"near", 1}};
+  EXPECT_TRUE(in_place(selector_, near, {incarnation_, 0, 100, Version{Term{1}, 1}}).status.ok());
+  const auto failed = in_place(selector_, near, {incarnation_, 4096, 100, Version{Term{1}, 2}}, {ErrorCode::kTransferFail, "no device"});
+  EXPECT_EQ(failed.status.code(), ErrorCode::kTransferFail);
+  ASSERT_EQ(selector_.use().size(), 1U);
+  EXPECT_EQ(selector_.use()[0].path, "local");
+  EXPECT_EQ(selector_.use()[0].writes, 2U);
+  EXPECT_EQ(selector_.use()[0].bytes_written, 100U);
+  EXPECT_EQ(selector_.use()[0].failures, 1U);
+  const Status nowhere = in_place(selector_, {NodeId::generate(), {"nowhere", 7}}, {incarnation_, 0, 100, {}}).status;
+  EXPECT_EQ(nowhere.code(), ErrorCode::kUnavailable);
+  EXPECT_NE(nowhere.message().find("nowhere:7"), std::string::npos);
+}
+
+TEST_F(PathSelectorTest, TheFakesFaultsHappenToWritesInPlace) {
+  const Peer far{far_, {"far", 2}};
+  std::uint64_t count = 0;
+  const auto write = [&] {
+    ++count;
+    return in_place(selector_, far, {incarnation_, count * 4096, 100, Version{Term{1}, count}}).status.code();
+  };
+  fake_->set_faults(far_, {.dead = true});
+  EXPECT_EQ(write(), ErrorCode::kUnavailable);
+  EXPECT_TRUE(owner_.catalogue(incarnation_).empty());
+  fake_->set_faults(far_, {.lose = 1, .lost_writes_happen = true});
+  EXPECT_EQ(write(), ErrorCode::kRpcTimeout);
+  EXPECT_EQ(owner_.catalogue(incarnation_).size(), 1U);
+  EXPECT_EQ(write(), ErrorCode::kOk) << "one was to be lost";
+  fake_->set_faults(far_, {.truncate = 1});
+  std::vector<WriteOperation> batch;
+  for (std::uint64_t i = 0; i < 3; ++i) batch.push_back({{incarnation_, (10 + i) * 4096, 100, Version{Term{1}, 10 + i}}, "key", {}, {}, 0});
+  const auto fill = [](std::span<OpenExtent> extents) {
+    for (auto& extent : extents) extent.checksums = {checksum(extent.memory)};
+  };
+  selector_.write_in_place(far, batch, fill, Deadline::after(seconds(5)));
+  EXPECT_TRUE(batch[0].status.ok()) << batch[0].status.to_string();
+  EXPECT_EQ(batch[1].status.code(), ErrorCode::kTransferFail);
+  EXPECT_EQ(batch[2].status.code(), ErrorCode::kTransferFail);
+}
+
 // A path that reaches everybody and can do nothing.
 class UselessPath final : public Transport {
  public:
@@ -135,6 +195,20 @@ TEST(PathSelectorFallThroughTest, WhatAPathCannotDoGoesOverTheNextOneAndTheReaso
       EXPECT_EQ(use[1].reason, "the reason");
     }
   }
+}
+
+TEST(PathSelectorFallThroughTest, AWriteInPlaceGoesOverTheBestPathAloneAndARefusalIsNotCounted) {
+  Owner owner;
+  ASSERT_TRUE(owner.adopt_term(Term{1}, Deadline::after(seconds(5))).ok());
+  const auto incarnation = *owner.mount(1 << 20);
+  const NodeId self = NodeId::generate();
+  PathSelector selector;
+  selector.add(std::make_unique<UselessPath>(ErrorCode::kUnavailable));
+  selector.add(std::make_unique<LocalTransport>(owner, self));
+  const auto write = in_place(selector, {self, {"host", 1}}, {incarnation, 0, 100, Version{Term{1}, 1}});
+  EXPECT_EQ(write.status.code(), ErrorCode::kNotSupported);
+  EXPECT_TRUE(owner.catalogue(incarnation).empty());
+  EXPECT_TRUE(selector.use().empty());
 }
 
 }  // namespace

@@ -48,13 +48,16 @@ class PieceCursor {
 };
 
 // What every transport refuses before it touches memory or network.
+[[nodiscard]] inline Status check_extent(const ExtentRef& extent) {
+  return extent.length == 0 ? Status(ErrorCode::kInvalidWrite, "an extent of 0 bytes cannot be written") : Status();
+}
+
 [[nodiscard]] inline Status check_operation(const WriteOperation& operation) {
   if (const auto total = total_size(operation.source); total != operation.extent.length) {
     return {ErrorCode::kInvalidParams,
             "the source has " + std::to_string(total) + " bytes, the extent " + std::to_string(operation.extent.length)};
   }
-  if (operation.extent.length == 0) return {ErrorCode::kInvalidWrite, "an extent of 0 bytes cannot be written"};
-  return {};
+  return check_extent(operation.extent);
 }
 
 [[nodiscard]] inline Status check_operation(const ReadOperation& operation) {

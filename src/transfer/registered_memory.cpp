@@ -21,6 +21,7 @@ RegisteredMemory::Hold& RegisteredMemory::Hold::operator=(Hold&& other) noexcept
     release();
     memory_ = other.memory_;
     regions_ = std::exchange(other.regions_, {});
+    of_pieces_ = std::exchange(other.of_pieces_, {});
   }
   return *this;
 }
@@ -32,10 +33,12 @@ void RegisteredMemory::Hold::release() {
     for (const auto& region : regions_) --region->holds;
   }
   regions_.clear();
+  of_pieces_.clear();
   memory_->released_.notify_all();
 }
 
-Status RegisteredMemory::add(std::uint64_t address, std::uint64_t length, std::string_view location) {
+Status RegisteredMemory::add(std::uint64_t address, std::uint64_t length, std::string_view location,
+                             std::shared_ptr<const DevicePlace> place) {
   if (address == 0 || length == 0 || address + length < address) {
     return {ErrorCode::kInvalidParams, "cannot register " + text_of({address, length}) + ": give an address and a length that are not 0"};
   }
@@ -48,7 +51,8 @@ Status RegisteredMemory::add(std::uint64_t address, std::uint64_t length, std::s
                                                     text_of({last.address, last.length}) + ", which is registered"};
     }
   }
-  regions_.emplace(address, std::make_shared<Region>(Region{address, length, std::string(location), registered_++, 0}));
+  if (place != nullptr) ++on_devices_;
+  regions_.emplace(address, std::make_shared<Region>(Region{address, length, std::string(location), registered_++, 0, std::move(place)}));
   return {};
 }
 
@@ -61,6 +65,7 @@ Status RegisteredMemory::remove(std::uint64_t address, Deadline deadline) {
   }
   const auto region = found->second;
   regions_.erase(found);
+  if (region->place != nullptr) --on_devices_;
   if (released_.wait_until(lock, deadline.time(), [&] { return region->holds == 0; })) return {};
   return {ErrorCode::kRpcTimeout, text_of({region->address, region->length}) +
                                       " are not registered any more, but a transfer that began before still "
@@ -78,19 +83,31 @@ std::shared_ptr<RegisteredMemory::Region> RegisteredMemory::region_of(const Addr
 
 Result<RegisteredMemory::Hold> RegisteredMemory::hold(std::span<const AddressRange> pieces) {
   std::vector<std::shared_ptr<Region>> regions;
+  std::vector<const Region*> of_pieces;
+  bool with_devices = false;
   const std::scoped_lock lock(mutex_);
+  if (on_devices_ > 0) of_pieces.reserve(pieces.size());
   for (const auto& piece : pieces) {
-    if (piece.length == 0) continue;
-    auto region = region_of(piece);
-    if (region == nullptr)
+    auto region = piece.length == 0 ? nullptr : region_of(piece);
+    if (region == nullptr && piece.length > 0)
       return Status(ErrorCode::kInvalidParams, text_of(piece) + " are not inside registered memory: register them first");
+    if (on_devices_ > 0) of_pieces.push_back(region.get());
+    if (region == nullptr) continue;
+    with_devices = with_devices || region->place != nullptr;
     if (regions.empty() || regions.back() != region) regions.push_back(std::move(region));
   }
   for (const auto& region : regions) ++region->holds;
   Hold hold;
   hold.memory_ = this;
   hold.regions_ = std::move(regions);
+  if (with_devices) hold.of_pieces_ = std::move(of_pieces);
   return hold;
+}
+
+bool RegisteredMemory::is_on_device(std::uint64_t address) const {
+  const std::scoped_lock lock(mutex_);
+  const auto found = regions_.find(address);
+  return found != regions_.end() && found->second->place != nullptr;
 }
 
 std::vector<RegisteredMemory::Region> RegisteredMemory::regions() const {

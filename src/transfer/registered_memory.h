@@ -26,14 +26,24 @@ struct AddressRange {
   std::uint64_t length = 0;
 };
 
+// Where a registered range of device memory is, and how other processes of the host open it (cuda/engine_moves.h).
+struct DevicePlace {
+  int device = 0;
+  std::string uuid;              // of the device
+  std::string ipc_handle;        // of the allocation; empty: it cannot be exported
+  std::uint64_t ipc_offset = 0;  // of the range in it
+  std::string no_ipc;            // why it cannot
+};
+
 class RegisteredMemory {
  public:
   struct Region {
     std::uint64_t address = 0;
     std::uint64_t length = 0;
     std::string location;
-    std::uint64_t order = 0;  // of registration
+    std::uint64_t order = 0;  // of registration; no two have the same
     std::uint64_t holds = 0;
+    std::shared_ptr<const DevicePlace> place;  // null: host memory
   };
 
   // Keeps the regions of a transfer registered. Move-only.
@@ -43,21 +53,27 @@ class RegisteredMemory {
     Hold(Hold&& other) noexcept = default;
     Hold& operator=(Hold&& other) noexcept;
     ~Hold() { release(); }
+    // Per piece, the region that it is in (null for one of length 0), whose address, order and place may be read while the hold lives.
+    // Empty when all pieces are host memory.
+    [[nodiscard]] std::span<const Region* const> with_devices() const { return of_pieces_; }
 
    private:
     friend class RegisteredMemory;
     void release();
     RegisteredMemory* memory_ = nullptr;
     std::vector<std::shared_ptr<Region>> regions_;  // empty once moved from
+    std::vector<const Region*> of_pieces_;
   };
 
   // kInvalidParams for a null, empty or overflowing range; kSegmentAlreadyExists for an overlap.
-  Status add(std::uint64_t address, std::uint64_t length, std::string_view location);
+  Status add(std::uint64_t address, std::uint64_t length, std::string_view location, std::shared_ptr<const DevicePlace> place = nullptr);
   // Refuses new holds at once and waits for the old ones. kInvalidParams when no region begins there; kRpcTimeout when a transfer did not
   // end in time.
   Status remove(std::uint64_t address, Deadline deadline);
   // kInvalidParams naming the first piece that is not inside one region. Pieces of length 0 are ignored.
   [[nodiscard]] Result<Hold> hold(std::span<const AddressRange> pieces);
+  // Whether a region of device memory begins there.
+  [[nodiscard]] bool is_on_device(std::uint64_t address) const;
   // In the order of registration.
   [[nodiscard]] std::vector<Region> regions() const;
 
@@ -68,6 +84,7 @@ class RegisteredMemory {
   std::condition_variable released_;
   std::map<std::uint64_t, std::shared_ptr<Region>> regions_;  // by address
   std::uint64_t registered_ = 0;
+  std::uint64_t on_devices_ = 0;  // regions in regions_ that have a place
 };
 
 [[nodiscard]] inline MutableBytes bytes_at(const AddressRange& range) {

@@ -12,6 +12,14 @@ bool RemoteSegment::contains(const AddressRange& piece) const {
   return offset <= length && piece.length <= length - offset;
 }
 
+const RemoteDeviceRange* RemoteSegment::device_range(const AddressRange& piece) const {
+  const auto after = device_ranges.upper_bound(piece.address);
+  if (after == device_ranges.begin()) return nullptr;
+  const auto& range = std::prev(after)->second;
+  const auto length = by_address.find(range.address);
+  return length != by_address.end() && piece.address - range.address < length->second ? &range : nullptr;
+}
+
 Result<RemoteSegment> parse_descriptor(const wire::EngineDescriptor& descriptor, std::string_view peer) {
   const auto incarnation = Incarnation::from_bytes(descriptor.incarnation());
   const bool sane = incarnation && descriptor.port() > 0 && descriptor.port() <= 65535 && !descriptor.host().empty() &&
@@ -26,6 +34,16 @@ Result<RemoteSegment> parse_descriptor(const wire::EngineDescriptor& descriptor,
   for (int i = 0; i < descriptor.buffer_address_size(); ++i) {
     segment.ranges.push_back({descriptor.buffer_address(i), descriptor.buffer_length(i)});
     segment.by_address.emplace(descriptor.buffer_address(i), descriptor.buffer_length(i));
+  }
+  segment.cuda_host = descriptor.cuda_host();
+  segment.cuda_process = descriptor.cuda_process();
+  for (const auto& buffer : descriptor.device_buffer()) {
+    if (buffer.buffer() >= segment.ranges.size()) {
+      return Status(ErrorCode::kProtocol, "the engine '" + std::string(peer) + "' describes device memory that it has not registered");
+    }
+    const std::uint64_t address = segment.ranges[buffer.buffer()].address;
+    DevicePlace place{-1, buffer.device(), buffer.ipc_handle(), buffer.ipc_offset(), buffer.no_ipc()};
+    segment.device_ranges.insert_or_assign(address, RemoteDeviceRange{address, buffer.registration(), std::move(place)});
   }
   return segment;
 }

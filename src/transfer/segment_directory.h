@@ -19,6 +19,13 @@ namespace moonpool::transfer {
 
 inline constexpr std::string_view kSegmentKeyPrefix = "moonpool/segment/";
 
+// A range of a peer's that is device memory.
+struct RemoteDeviceRange {
+  std::uint64_t address = 0;
+  std::uint64_t registration = 0;
+  DevicePlace place;  // the device's number means nothing here
+};
+
 struct RemoteSegment {
   Incarnation incarnation;
   net::Endpoint endpoint;
@@ -27,6 +34,11 @@ struct RemoteSegment {
   // Inside one range.
   [[nodiscard]] bool contains(const AddressRange& piece) const;
   std::map<std::uint64_t, std::uint64_t> by_address;
+
+  // The device memory that a piece inside one range is in; null: host memory.
+  [[nodiscard]] const RemoteDeviceRange* device_range(const AddressRange& piece) const;
+  std::map<std::uint64_t, RemoteDeviceRange> device_ranges;  // by address
+  std::string cuda_host, cuda_process;                       // proto/wire.proto
 };
 
 // kProtocol when the descriptor makes no sense; `peer` is named in the error.

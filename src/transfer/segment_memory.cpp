@@ -48,8 +48,16 @@ void touch_page_by_page(MutableBytes range, std::size_t page) {
 
 }  // namespace
 
-Result<std::shared_ptr<SegmentMemory>> SegmentMemory::map(std::uint64_t size) {
+Result<std::shared_ptr<SegmentMemory>> SegmentMemory::map(std::uint64_t size, HugePages huge_pages) {
   if (size == 0) return Status(ErrorCode::kInvalidParams, "cannot mount a segment of 0 bytes: give it a size");
+  if (huge_pages == HugePages::kIfReserved) {
+    auto huge = SharedMemory::create_huge("moonpool segment", size);
+    if (huge.ok()) {
+      const MutableBytes bytes = huge->bytes();
+      return std::shared_ptr<SegmentMemory>(new SegmentMemory(std::move(*huge), bytes, true, true));
+    }
+    log::debug("a segment of {} bytes does without huge pages: {}", size, huge.status().message());
+  }
   const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   const std::uint64_t rounded = (size + page - 1) / page * page;
   auto shared = rounded < size ? Result<SharedMemory>(ErrorCode::kInternal, "") : SharedMemory::create("moonpool segment", rounded);
@@ -68,7 +76,7 @@ Result<std::shared_ptr<SegmentMemory>> SegmentMemory::map(std::uint64_t size) {
   }
   ::madvise(address, rounded, MADV_NOHUGEPAGE);  // refused where the kernel has none: nothing is lost then
   const MutableBytes bytes(static_cast<std::byte*>(address), rounded);
-  std::shared_ptr<SegmentMemory> memory(new SegmentMemory(shared.ok() ? std::move(*shared) : SharedMemory(), bytes, true));
+  std::shared_ptr<SegmentMemory> memory(new SegmentMemory(shared.ok() ? std::move(*shared) : SharedMemory(), bytes, true, false));
   try {
     memory->toucher_ = std::thread([raw = memory.get()] { raw->touch(); });
   } catch (const std::system_error& error) {
@@ -78,11 +86,16 @@ Result<std::shared_ptr<SegmentMemory>> SegmentMemory::map(std::uint64_t size) {
 }
 
 std::shared_ptr<SegmentMemory> SegmentMemory::lend(MutableBytes memory) {
-  return std::shared_ptr<SegmentMemory>(new SegmentMemory(SharedMemory(), memory, false));
+  return std::shared_ptr<SegmentMemory>(new SegmentMemory(SharedMemory(), memory, false, false));
 }
 
-SegmentMemory::SegmentMemory(SharedMemory shared, MutableBytes bytes, bool mapped)
-    : shared_(std::move(shared)), bytes_(bytes), mapped_(mapped), wanted_(mapped ? std::min(kTouchAhead, bytes.size()) : 0) {}
+SegmentMemory::SegmentMemory(SharedMemory shared, MutableBytes bytes, bool mapped, bool huge)
+    : shared_(std::move(shared)),
+      bytes_(bytes),
+      mapped_(mapped),
+      huge_(huge),
+      wanted_(mapped ? (huge ? bytes.size() : std::min(kTouchAhead, bytes.size())) : 0),
+      touched_(huge ? bytes.size() : 0) {}
 
 void SegmentMemory::stop_touching() {
   stop_ = true;
@@ -94,7 +107,7 @@ void SegmentMemory::stop_touching() {
 void SegmentMemory::discard(std::uint64_t offset, std::uint64_t length) {
   if (!mapped_) return;
   stop_touching();
-  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const std::uint64_t page = shared_.bytes().empty() ? static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)) : shared_.page();
   const std::uint64_t first = (offset + page - 1) / page * page;
   const std::uint64_t end = (offset + length) / page * page;
   if (first >= end) return;

@@ -4,6 +4,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <fstream>
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include "tests/support/test_support.h"
@@ -72,6 +75,81 @@ TEST(SegmentMemoryTest, AskingForTooMuchNamesTheSizeAndWhatIsThere) {
   EXPECT_NE(memory.status().message().find("available"), std::string::npos);
   EXPECT_EQ(SegmentMemory::map(~0ULL).code(), ErrorCode::kInternal);
   EXPECT_EQ(SegmentMemory::map(0).code(), ErrorCode::kInvalidParams);
+}
+
+std::uint64_t free_huge_pages() {
+  std::ifstream file("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+  std::uint64_t count = 0;
+  file >> count;
+  return count;
+}
+
+// What /proc/self/smaps says of the mapping that begins at `address`.
+std::uint64_t kernel_page_kib(const void* address) {
+  std::ifstream maps("/proc/self/smaps");
+  std::ostringstream begin;
+  begin << std::hex << reinterpret_cast<std::uintptr_t>(address) << '-';
+  bool inside = false;
+  for (std::string line; std::getline(maps, line);) {
+    if (line.starts_with(begin.str())) inside = true;
+    if (inside && line.starts_with("KernelPageSize:")) return std::stoull(line.substr(15));
+  }
+  return 0;
+}
+
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+TEST(SegmentMemoryTest, HugePagesAreUsedWhereTheHostHasReservedThemAndReturnedToIt) {
+  const auto before = free_huge_pages();
+  if (before < 16) GTEST_SKIP() << "this host has " << before << " huge pages of 2 MiB free; 16 are needed (sysctl vm.nr_hugepages=64)";
+  {
+    auto memory = SegmentMemory::map(16 * kHugePage - 5000, HugePages::kIfReserved);
+    ASSERT_TRUE(memory.ok()) << memory.status().to_string();
+    const auto bytes = (*memory)->bytes();
+    EXPECT_TRUE((*memory)->huge());
+    EXPECT_TRUE((*memory)->touched());
+    EXPECT_EQ(bytes.size(), 16 * kHugePage);
+    EXPECT_EQ(kernel_page_kib(bytes.data()), 2048U);
+    EXPECT_EQ(free_huge_pages(), before - 16);
+    bytes.front() = std::byte{1};
+    bytes.back() = std::byte{2};
+    // A peer maps the same pages, and need not know that they are huge: not even when it wants fewer bytes than there are.
+    {
+      auto peer = SharedMemory::map(net::UniqueFd(::dup((*memory)->fd())), bytes.size() - 100, SharedMemory::Access::kReadWrite);
+      ASSERT_TRUE(peer.ok()) << peer.status().to_string();
+      EXPECT_EQ(peer->bytes().front(), std::byte{1});
+      const void* const mapped = peer->bytes().data();
+      EXPECT_EQ(kernel_page_kib(mapped), 2048U);
+      *peer = SharedMemory();
+      EXPECT_EQ(kernel_page_kib(mapped), 0U) << "still mapped";
+    }
+    (*memory)->want(bytes.size());
+    (*memory)->discard(kHugePage / 2, 4 * kHugePage);
+    EXPECT_EQ(bytes.front(), std::byte{1});
+    EXPECT_EQ(bytes.back(), std::byte{2});
+    EXPECT_EQ(free_huge_pages(), before - 13) << "three whole ones lie in that range";
+  }
+  EXPECT_EQ(free_huge_pages(), before);
+}
+
+TEST(SegmentMemoryTest, WithoutEnoughHugePagesASegmentHasOrdinaryOnes) {
+  const auto free = free_huge_pages();
+  auto memory = SegmentMemory::map((free + 1) * kHugePage, HugePages::kIfReserved);
+  ASSERT_TRUE(memory.ok()) << memory.status().to_string();
+  EXPECT_FALSE((*memory)->huge());
+  EXPECT_EQ(free_huge_pages(), free);
+  (*memory)->bytes().back() = std::byte{1};
+}
+
+TEST(SegmentMemoryTest, HugePagesAreNotWastedOnSmallSegmentsNorUsedUnasked) {
+  auto small = SegmentMemory::map(kHugePage + 4096, HugePages::kIfReserved);
+  ASSERT_TRUE(small.ok());
+  EXPECT_FALSE((*small)->huge());
+  auto unasked = SegmentMemory::map(8 * kHugePage);
+  ASSERT_TRUE(unasked.ok());
+  EXPECT_FALSE((*unasked)->huge());
+  const auto impossible = SegmentMemory::map(~0ULL, HugePages::kIfReserved);
+  EXPECT_EQ(impossible.code(), ErrorCode::kInternal);
 }
 
 TEST(SegmentMemoryTest, LentMemoryIsLeftAlone) {

@@ -8,7 +8,12 @@
 #include "metadata/open_metadata_store.h"
 #include "net/server.h"
 #include "transfer/async_transfers.h"
+#include "transfer/cuda/engine_moves.h"
+#include "transfer/cuda/served_moves.h"
+#include "transfer/fall_back_log.h"
 #include "transfer/notification_queue.h"
+#include "transfer/path_names.h"
+#include "transfer/rdma/raw_path.h"
 #include "transfer/registered_memory.h"
 #include "transfer/segment_directory.h"
 #include "transfer/tcp/raw_client.h"
@@ -22,6 +27,7 @@ constexpr std::uint16_t kFirstPort = 12300;
 constexpr std::uint16_t kLastPort = 14300;
 constexpr std::chrono::seconds kMetadataTime{5};
 constexpr std::chrono::seconds kFarewellTime{2};  // for taking our entries out of the metadata server at the end
+constexpr std::chrono::seconds kHoldsTime{5};     // for peers' GPUs to leave our device memory at the end
 
 // Port 0: none was given.
 Result<net::Endpoint> parse_name(const std::string& name) {
@@ -33,35 +39,44 @@ Result<net::Endpoint> parse_name(const std::string& name) {
 }
 
 Status check_protocol(const std::string& protocol) {
-  if (protocol == "tcp") return {};
-  const char* const why = protocol == "rdma" ? "is not in this release yet" : "is unknown";
-  return {ErrorCode::kNotSupported, "protocol \"" + protocol + "\" " + why + ": use \"tcp\""};
+  if (protocol == "tcp" || protocol == "rdma") return {};
+  return {ErrorCode::kNotSupported, "protocol \"" + protocol + "\" is unknown: use \"tcp\" or \"rdma\""};
 }
 
 }  // namespace
 
 class TransferEngine::Impl {
  public:
-  explicit Impl(EngineOptions options)
+  Impl(EngineOptions options, const FindCuda& find_cuda)
       : options_(std::move(options)),
         identity_{NodeId::generate(), options_.cluster_token, "moonpool transfer engine"},
+        incarnation_(Incarnation::generate()),
         lanes_(identity_),
-        service_{memory_, notifications_, Incarnation::generate(), [this] { return descriptor(); }} {}
+        moves_(find_cuda, identity_, lanes_),
+        served_moves_(memory_, incarnation_, find_cuda),
+        service_{memory_, notifications_, incarnation_, [this] { return descriptor(); }, &served_moves_} {}
 
   ~Impl() {
     lanes_.close();
+    moves_.cancel();
+    if (rdma_) rdma_->cancel();
     async_.stop();
     withdraw();
+    served_moves_.end_holds(Deadline::after(kHoldsTime));
     if (server_) server_->stop();
+    served_moves_.stop();
+    if (rdma_) rdma_->stop();
   }
 
-  Status open();
+  Status open(const OpenDevices& open_devices);
   [[nodiscard]] std::string session() const { return endpoint_.to_string(); }
   [[nodiscard]] std::uint16_t port() const { return endpoint_.port; }
 
   Status register_memory(const AddressRange& range, std::string_view location);
   Status unregister_memory(std::uint64_t address);
-  Status transfer(std::string_view peer, Opcode opcode, std::span<const Piece> pieces, Deadline deadline);
+  // `after`: the stream whose work comes first.
+  Status transfer(std::string_view peer, Opcode opcode, std::span<const Piece> pieces, Deadline deadline,
+                  std::optional<cuda::Stream> after = std::nullopt);
   Status notify(std::string_view peer, const Notification& notification, Deadline deadline);
   Status probe(std::string_view peer);
   Result<std::uint64_t> first_buffer(std::string_view peer);
@@ -69,25 +84,37 @@ class TransferEngine::Impl {
   [[nodiscard]] Deadline deadline() const { return Deadline::after(options_.timeout); }
   AsyncTransfers& async() { return async_; }
   NotificationQueue& notifications() { return notifications_; }
+  [[nodiscard]] const rdma::RawPath* rdma() const { return rdma_.get(); }
+  [[nodiscard]] const cuda::MoveCounters& device_counters() const { return moves_.counters(); }
 
  private:
+  Status open_rdma(const OpenDevices& open_devices);
   Status open_store();
   Status listen();
+  Status start(net::ServerOptions options);
   wire::EngineDescriptor descriptor() const;
   Status publish();
   void withdraw();
   Result<std::shared_ptr<const RemoteSegment>> find_checked(std::string_view peer, std::span<const Piece> pieces, Deadline deadline);
-  Status move(const RemoteSegment& target, Opcode opcode, std::span<const Piece> pieces, Deadline deadline);
-  Status move_within(Opcode opcode, std::span<const Piece> pieces);
+  Status move(const RemoteSegment& target, const cuda::EngineMoves::Transfer& transfer);
+  Status move_host(const RemoteSegment& target, Opcode opcode, std::span<const Piece> pieces, Deadline deadline);
+  Status move_one_sided(const RemoteSegment& target, Opcode opcode, std::span<const Piece> pieces, Deadline deadline);
+  Status move_within(const cuda::EngineMoves::Transfer& transfer);
 
   const EngineOptions options_;
   const net::Identity identity_;
+  const Incarnation incarnation_;
   RegisteredMemory memory_;
   NotificationQueue notifications_;
   net::LanePool lanes_;
+  cuda::EngineMoves moves_;
+  cuda::ServedMoves served_moves_;
   RawService service_;
   std::unique_ptr<metadata::MetadataStore> store_;  // empty with P2PHANDSHAKE
   std::optional<SegmentDirectory> directory_;
+  std::unique_ptr<rdma::RawPath> rdma_;  // null: protocol "tcp"
+  bool tcp_allowed_ = true;
+  FallBackLog fall_back_;
   std::optional<net::Server> server_;
   net::Endpoint endpoint_;  // set by listen(), constant afterwards
   bool given_port_taken_ = false;
@@ -98,12 +125,29 @@ class TransferEngine::Impl {
 
 // ---------------------------------------------------------------- opening and publishing
 
-Status TransferEngine::Impl::open() {
+Status TransferEngine::Impl::open(const OpenDevices& open_devices) {
   MOONPOOL_RETURN_IF_ERROR(check_protocol(options_.protocol));
+  MOONPOOL_RETURN_IF_ERROR(open_rdma(open_devices));
   MOONPOOL_RETURN_IF_ERROR(open_store());
   directory_.emplace(store_.get(), lanes_);
   MOONPOOL_RETURN_IF_ERROR(listen());
   return publish();
+}
+
+Status TransferEngine::Impl::open_rdma(const OpenDevices& open_devices) {
+  if (options_.protocol != "rdma") return {};
+  tcp_allowed_ = lists(options_.paths, "tcp");
+  if (!lists(options_.paths, "rdma")) {
+    if (!tcp_allowed_) {
+      return {ErrorCode::kInvalidParams, "protocol \"rdma\", but the paths \"" + options_.paths + "\" name neither rdma nor tcp: add one"};
+    }
+    log::warning("transfer engine: protocol \"rdma\" is asked for, but the paths \"{}\" leave it out: using tcp", options_.paths);
+    return {};
+  }
+  auto devices = open_devices ? open_devices(options_.rdma) : rdma::Devices::open(options_.rdma);
+  if (!devices.ok()) return {devices.code(), "protocol \"rdma\": " + devices.status().message()};
+  rdma_ = std::make_unique<rdma::RawPath>(std::move(*devices), identity_, incarnation_, options_.rdma);
+  return {};
 }
 
 Status TransferEngine::Impl::open_store() {
@@ -124,9 +168,7 @@ Status TransferEngine::Impl::listen() {
   server.host = endpoint_.host;
   server.port = endpoint_.port;
   if (server.port != 0) {
-    server_.emplace(identity_, server);
-    serve(service_, *server_);
-    const Status started = server_->start();
+    const Status started = start(server);
     if (started.ok()) return {};
     // Users give a "host:port" of their own and ask for the real port afterwards, so another port is as good.
     log::warning("transfer engine: {}; taking another port", started.message());
@@ -135,27 +177,34 @@ Status TransferEngine::Impl::listen() {
   server.port = 0;
   server.first_port = kFirstPort;
   server.last_port = kLastPort;
-  server_.emplace(identity_, server);
-  serve(service_, *server_);
-  if (Status started = server_->start(); !started.ok()) {
+  if (Status started = start(server); !started.ok()) {
     return {started.code(), "transfer engine '" + options_.name + "': " + started.message()};
   }
   endpoint_.port = server_->port();
   return {};
 }
 
+Status TransferEngine::Impl::start(net::ServerOptions options) {
+  server_.emplace(identity_, std::move(options));
+  serve(service_, *server_);
+  if (rdma_) rdma_->serve(*server_);
+  return server_->start();
+}
+
 wire::EngineDescriptor TransferEngine::Impl::descriptor() const {
   wire::EngineDescriptor descriptor;
-  descriptor.set_incarnation(service_.incarnation.to_bytes());
+  descriptor.set_incarnation(incarnation_.to_bytes());
   descriptor.set_name(options_.name);
   descriptor.set_host(endpoint_.host);
   descriptor.set_port(endpoint_.port);
   descriptor.set_protocol(options_.protocol);
-  for (const auto& region : memory_.regions()) {
+  const auto regions = memory_.regions();
+  for (const auto& region : regions) {
     descriptor.add_buffer_address(region.address);
     descriptor.add_buffer_length(region.length);
     descriptor.add_buffer_location(region.location);
   }
+  moves_.describe(regions, descriptor);
   return descriptor;
 }
 
@@ -179,7 +228,7 @@ void TransferEngine::Impl::withdraw() {
     // Another engine may have taken the name since.
     const auto value = store_->get(key, deadline);
     wire::EngineDescriptor stored;
-    const bool ours = value.ok() && stored.ParseFromString(*value) && stored.incarnation() == service_.incarnation.to_bytes();
+    const bool ours = value.ok() && stored.ParseFromString(*value) && stored.incarnation() == incarnation_.to_bytes();
     if (!ours) continue;
     if (const Status removed = store_->remove(key, deadline); !removed.ok()) {
       log::warning("transfer engine: its entry stays behind: {}", removed.message());
@@ -188,14 +237,38 @@ void TransferEngine::Impl::withdraw() {
 }
 
 Status TransferEngine::Impl::register_memory(const AddressRange& range, std::string_view location) {
-  MOONPOOL_RETURN_IF_ERROR(memory_.add(range.address, range.length, location));
-  Status published = publish();
-  if (!published.ok()) (void)memory_.remove(range.address, deadline());  // not registered, then: the caller sees why
-  return published;
+  auto place = moves_.place(range);
+  if (!place.ok()) return place.status();
+  const bool on_device = *place != nullptr;
+  const std::string where = on_device && location == "*" ? "cuda:" + std::to_string((*place)->device) : std::string(location);
+  MOONPOOL_RETURN_IF_ERROR(memory_.add(range.address, range.length, where, std::move(*place)));
+  if (on_device) served_moves_.prepare();
+  const bool one_sided = rdma_ && !on_device;
+  Status status = one_sided ? rdma_->add(bytes_at(range)) : Status();
+  const bool pinned = one_sided && status.ok();
+  if (status.ok()) status = publish();
+  if (status.ok()) return {};
+  // Not registered, then: the caller sees why.
+  if (pinned) (void)rdma_->remove(bytes_at(range).data(), deadline());
+  (void)memory_.remove(range.address, deadline());
+  if (on_device) moves_.forget(range.address);
+  return status;
 }
 
 Status TransferEngine::Impl::unregister_memory(std::uint64_t address) {
-  MOONPOOL_RETURN_IF_ERROR(memory_.remove(address, deadline()));
+  const auto until = deadline();
+  const void* const begin = bytes_at({address, 1}).data();
+  const bool on_device = memory_.is_on_device(address);
+  const bool one_sided = rdma_ && !on_device;
+  if (one_sided) rdma_->revoke(begin);  // peers do not ask this engine before they touch its memory
+  Status removed = memory_.remove(address, until);
+  if (removed.code() == ErrorCode::kInvalidParams) return removed;
+  if (on_device) moves_.forget(address);
+  if (one_sided) {
+    Status unpinned = rdma_->remove(begin, until);
+    if (removed.ok()) removed = std::move(unpinned);
+  }
+  MOONPOOL_RETURN_IF_ERROR(std::move(removed));
   return publish();
 }
 
@@ -223,39 +296,67 @@ Result<std::shared_ptr<const RemoteSegment>> TransferEngine::Impl::find_checked(
   return Status(ErrorCode::kInternal, "not reached");
 }
 
-Status TransferEngine::Impl::transfer(std::string_view peer, Opcode opcode, std::span<const Piece> pieces, Deadline deadline) {
+Status TransferEngine::Impl::transfer(std::string_view peer, Opcode opcode, std::span<const Piece> pieces, Deadline deadline,
+                                      std::optional<cuda::Stream> after) {
   std::vector<AddressRange> local;
   local.reserve(pieces.size());
   for (const auto& piece : pieces) local.push_back({piece.local, piece.length});
   const auto hold = memory_.hold(local);
   if (!hold.ok()) return {hold.code(), "local memory: " + hold.status().message()};
+  const cuda::EngineMoves::Transfer transfer{opcode, pieces, hold->with_devices(), after, deadline};
 
   auto target = find_checked(peer, pieces, deadline);
   if (!target.ok()) return target.status();
-  Status moved = move(**target, opcode, pieces, deadline);
+  Status moved = move(**target, transfer);
   const bool outdated = moved.code() == ErrorCode::kStaleIncarnation || moved.code() == ErrorCode::kUnavailable;
   if (!outdated) return moved;
-  // The engine was restarted, perhaps elsewhere: what we know of it is asked anew, and tried if it is news.
+  // The engine was restarted, perhaps elsewhere, or registered its memory anew: what we know of it is asked again, and tried if it is news.
   directory_->forget(peer);
   auto newer = find_checked(peer, pieces, deadline);
-  if (!newer.ok() || (*newer)->incarnation == (*target)->incarnation) return moved;
-  return move(**newer, opcode, pieces, deadline);
+  if (!newer.ok() || (moved.code() == ErrorCode::kUnavailable && (*newer)->incarnation == (*target)->incarnation)) return moved;
+  return move(**newer, transfer);
 }
 
-Status TransferEngine::Impl::move(const RemoteSegment& target, Opcode opcode, std::span<const Piece> pieces, Deadline deadline) {
-  if (target.incarnation == service_.incarnation) return move_within(opcode, pieces);
+Status TransferEngine::Impl::move(const RemoteSegment& target, const cuda::EngineMoves::Transfer& transfer) {
+  if (target.incarnation == incarnation_) return move_within(transfer);
+  const auto host_to_host = [&](std::span<const Piece> pieces) { return move_host(target, transfer.opcode, pieces, transfer.deadline); };
+  if (cuda::EngineMoves::concerns(target, transfer.pieces, transfer.local)) {
+    return moves_.move(target, transfer, {host_to_host, rdma_ != nullptr, tcp_allowed_});
+  }
+  if (transfer.after) MOONPOOL_RETURN_IF_ERROR(moves_.wait_for_stream(*transfer.after, transfer.deadline));
+  return host_to_host(transfer.pieces);
+}
+
+Status TransferEngine::Impl::move_host(const RemoteSegment& target, Opcode opcode, std::span<const Piece> pieces, Deadline deadline) {
+  if (rdma_) {
+    Status moved = move_one_sided(target, opcode, pieces, deadline);
+    if (moved.code() != ErrorCode::kUnavailable || !tcp_allowed_) return moved;
+    fall_back_.report(target.endpoint, moved.message());
+  }
   return move_raw(lanes_, target, opcode, pieces, deadline);
 }
 
-Status TransferEngine::Impl::move_within(Opcode opcode, std::span<const Piece> pieces) {
+// kUnavailable: another path may do it.
+Status TransferEngine::Impl::move_one_sided(const RemoteSegment& target, Opcode opcode, std::span<const Piece> pieces, Deadline deadline) {
+  if (!rdma_->promising(target.endpoint)) return {ErrorCode::kUnavailable, rdma_->why_not(target.endpoint)};
+  Status moved = rdma_->move(target, opcode, pieces, deadline);
+  if (moved.ok()) return moved;
+  return {moved.code(), std::string("rdma ") + (opcode == Opcode::kWrite ? "write to " : "read from ") + target.endpoint.to_string() +
+                            ": " + moved.message()};
+}
+
+Status TransferEngine::Impl::move_within(const cuda::EngineMoves::Transfer& transfer) {
   std::vector<AddressRange> remote;
-  for (const auto& piece : pieces) remote.push_back({piece.remote, piece.length});
+  for (const auto& piece : transfer.pieces) remote.push_back({piece.remote, piece.length});
   const auto hold = memory_.hold(remote);
   if (!hold.ok()) return hold.status();
-  for (const auto& piece : pieces) {
+  if (!transfer.local.empty() || !hold->with_devices().empty() || transfer.after) {
+    return moves_.move_within(transfer, hold->with_devices());
+  }
+  for (const auto& piece : transfer.pieces) {
     const auto near = bytes_at({piece.local, piece.length});
     const auto far = bytes_at({piece.remote, piece.length});
-    const auto [to, from] = opcode == Opcode::kWrite ? std::pair(far, near) : std::pair(near, far);
+    const auto [to, from] = transfer.opcode == Opcode::kWrite ? std::pair(far, near) : std::pair(near, far);
     if (!to.empty()) std::memmove(to.data(), from.data(), to.size());
   }
   return {};
@@ -298,9 +399,10 @@ Result<std::uint64_t> TransferEngine::Impl::first_buffer(std::string_view peer) 
 TransferEngine::TransferEngine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 TransferEngine::~TransferEngine() = default;
 
-Result<std::unique_ptr<TransferEngine>> TransferEngine::create(EngineOptions options) {
-  auto impl = std::make_unique<Impl>(std::move(options));
-  MOONPOOL_RETURN_IF_ERROR(impl->open());
+Result<std::unique_ptr<TransferEngine>> TransferEngine::create(EngineOptions options, const OpenDevices& open_devices, FindCuda find_cuda) {
+  if (!find_cuda) find_cuda = cuda::Runtime::of_process;
+  auto impl = std::make_unique<Impl>(std::move(options), find_cuda);
+  MOONPOOL_RETURN_IF_ERROR(impl->open(open_devices));
   return std::unique_ptr<TransferEngine>(new TransferEngine(std::move(impl)));
 }
 
@@ -316,6 +418,10 @@ Status TransferEngine::transfer(std::string_view peer, Opcode opcode, const std:
   const auto deadline = impl_->deadline();
   MOONPOOL_RETURN_IF_ERROR(impl_->transfer(peer, opcode, pieces, deadline));
   return notify == nullptr ? Status() : impl_->notify(peer, *notify, deadline);
+}
+
+Status TransferEngine::transfer_after(cuda::Stream stream, std::string_view peer, Opcode opcode, const std::vector<Piece>& pieces) {
+  return impl_->transfer(peer, opcode, pieces, impl_->deadline(), stream);
 }
 
 Result<std::uint64_t> TransferEngine::submit(std::string_view peer, Opcode opcode, std::vector<Piece> pieces) {
@@ -334,5 +440,17 @@ Status TransferEngine::notify(std::string_view peer, const Notification& notific
   return impl_->notify(peer, notification, impl_->deadline());
 }
 std::vector<Notification> TransferEngine::take_notifications() { return impl_->notifications().take(); }
+
+std::vector<NicPlace> TransferEngine::nics() const {
+  std::vector<NicPlace> places;
+  if (impl_->rdma() == nullptr) return places;
+  const auto& devices = impl_->rdma()->devices();
+  for (std::size_t i = 0; i < devices.size(); ++i) places.push_back({devices[i].info().name, devices[i].info().numa_node});
+  return places;
+}
+
+const rdma::Counters* TransferEngine::rdma_counters() const { return impl_->rdma() == nullptr ? nullptr : &impl_->rdma()->counters(); }
+
+const cuda::MoveCounters& TransferEngine::device_counters() const { return impl_->device_counters(); }
 
 }  // namespace moonpool::transfer

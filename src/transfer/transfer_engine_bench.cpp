@@ -1,6 +1,7 @@
 #include "transfer/transfer_engine_bench.h"
 
 #include <signal.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "base/logging.h"
+#include "transfer/rdma/settings.h"
 #include "transfer/segment_memory.h"
 #include "transfer/transfer_engine.h"
 
@@ -67,9 +69,9 @@ void add_flags(CLI::App& app, Settings& settings) {
   app.add_option("--local_server_name", settings.local_server_name, "host or host:port of this engine")->capture_default_str();
   app.add_option("--segment_id", settings.segment_id, "the target's name (initiator)");
   app.add_option("--operation", settings.operation, "read or write")->check(CLI::IsMember({"read", "write"}))->capture_default_str();
-  app.add_option("--protocol", settings.protocol, "tcp")->capture_default_str();
+  app.add_option("--protocol", settings.protocol, "tcp or rdma")->capture_default_str();
   // "--flag=" with nothing behind it is how scripts say "none".
-  app.add_option("--device_name", settings.device_name, "network devices, for protocols that choose them")->expected(0, 1);
+  app.add_option("--device_name", settings.device_name, "network devices for rdma, with commas; all that are up")->expected(0, 1);
   app.add_option("--block_size", settings.block_size, "bytes of one piece")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--batch_size", settings.batch_size, "pieces of one transfer")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--threads", settings.threads, "transfers at a time")->check(CLI::Range(1, 1024))->capture_default_str();
@@ -82,8 +84,9 @@ void add_flags(CLI::App& app, Settings& settings) {
       ->check(CLI::Range(0, 12))
       ->capture_default_str();
   app.add_option("--backend", settings.backend, "without effect: there is one engine");
-  app.add_option("--nic_priority_matrix", settings.nic_priority_matrix, "without effect with tcp")->expected(0, 1);
-  app.add_flag("--auto_discovery,!--noauto_discovery", settings.auto_discovery, "without effect with tcp");
+  app.add_option("--nic_priority_matrix", settings.nic_priority_matrix, "without effect: NICs are chosen by where memory lies")
+      ->expected(0, 1);
+  app.add_flag("--auto_discovery,!--noauto_discovery", settings.auto_discovery, "without effect: it is the default");
 }
 
 int failed(const Status& status) {
@@ -178,13 +181,19 @@ int run(const Settings& settings) {
     sigaddset(&ends, SIGTERM);
     ::pthread_sigmask(SIG_BLOCK, &ends, nullptr);  // inherited by the engine's threads
   }
-  const auto memory = SegmentMemory::map(settings.buffer_size);
-  if (!memory.ok()) return failed(memory.status());
   EngineOptions options;
   options.name = settings.local_server_name;
   options.metadata_url = settings.metadata_server;
   options.protocol = settings.protocol;
-  options.device_names = settings.device_name;
+  options.rdma.device_names = settings.device_name;
+  if (settings.protocol == "rdma") {
+    auto rdma = rdma::with_variables(std::move(options.rdma), rdma::variables_of(environ));  // nothing else here reads it
+    if (!rdma.ok()) return failed(rdma.status());
+    options.rdma = std::move(*rdma);
+  }
+  const bool huge = settings.protocol == "rdma" && options.rdma.huge_pages;
+  const auto memory = SegmentMemory::map(settings.buffer_size, huge ? HugePages::kIfReserved : HugePages::kNever);
+  if (!memory.ok()) return failed(memory.status());
   const auto engine = TransferEngine::create(std::move(options));
   if (!engine.ok()) return failed(engine.status());
   const auto buffer = reinterpret_cast<std::uint64_t>((*memory)->bytes().data());

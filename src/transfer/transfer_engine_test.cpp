@@ -220,9 +220,9 @@ TEST(TransferEngineCreateTest, BadOptionsAreNamed) {
     EXPECT_FALSE(engine.ok());
     return engine.status();
   };
-  const auto rdma = error_of("127.0.0.1", "P2PHANDSHAKE", "rdma");
-  EXPECT_EQ(rdma.code(), ErrorCode::kNotSupported);
-  EXPECT_NE(rdma.message().find("tcp"), std::string::npos);
+  const auto unknown = error_of("127.0.0.1", "P2PHANDSHAKE", "nvlink");
+  EXPECT_EQ(unknown.code(), ErrorCode::kNotSupported);
+  EXPECT_NE(unknown.message().find("\"tcp\" or \"rdma\""), std::string::npos);
   EXPECT_EQ(error_of("bad name!", "P2PHANDSHAKE", "tcp").code(), ErrorCode::kInvalidParams);
   EXPECT_EQ(error_of("127.0.0.1", "ftp://x", "tcp").code(), ErrorCode::kConfig);
   const auto foreign = error_of("192.0.2.1", "P2PHANDSHAKE", "tcp");

@@ -10,14 +10,16 @@
 //
 // Threads: any number of callers at once; calls block until all operations have an outcome or the deadline has passed (then no byte
 // of the caller's memory is touched any more). fake_transport.h implements this with faults on command; transport_conformance_test.cpp
-// tells when an implementation is right.
+// tells when an implementation is right. A one-sided path (rdma) may deliver a whole extent just retired, while its bytes are still right.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/deadline.h"
 #include "base/ids.h"
@@ -61,15 +63,39 @@ struct ReadOperation {
   Status status;
 };
 
+// A segment's whole memory in this process, for those who want to register it somewhere (CUDA).
+// Empty where nothing could keep it mapped (memory lent by an application): not to be registered then.
+struct Region {
+  MutableBytes memory;
+  std::shared_ptr<const void> keeper;  // keeps it mapped, and holds up nobody; one object a mapping
+};
+
 // A whole extent, looked at where it lies.
 struct ViewOperation {
   ExtentRef extent;
   std::uint64_t checksum = 0;  // as in ReadOperation
+  bool verified = true;        // false: the caller compares `checksum` with the bytes itself
   // Outcome:
   Status status;
+  Region region{};                            // that the bytes are in
   ConstBytes bytes{};                         // valid while `pin` lives, whatever becomes of transport, owner and peer
   std::shared_ptr<const void> pin = nullptr;  // its end releases the extent; any thread, never blocks
 };
+
+// An extent that its writer fills where it lies.
+struct OpenExtent {
+  std::size_t operation = 0;  // its index in the batch
+  MutableBytes memory;        // the extent's, to be written whole
+  Region region;              // that it is in
+  // Outcome: one checksum a chunk (checksum.h) of what was written, or an error, with which the write is given up.
+  std::vector<std::uint64_t> checksums;
+  Status status;
+};
+// Fills as many extents as it is given, all at once if it likes, on the caller's thread; returns when no byte of them is touched any more,
+// whoever writes them (a GPU, say). Nothing interrupts it: a retirement, a new term or an unmount that comes meanwhile is acknowledged only
+// after it has returned and the write was given up, so it should take no longer than the bytes do. What it throws passes through, once
+// its extents were given up; that, too, only when nothing touches them any more. The statuses then say nothing.
+using Fill = std::function<void(std::span<OpenExtent> extents)>;
 
 class Transport {
  public:
@@ -85,6 +111,11 @@ class Transport {
   [[nodiscard]] virtual std::string why_not(const Peer&) const { return {}; }
   // Pins extents and verifies them in place, without a copy. Paths without common memory answer kNotSupported.
   virtual void view(const Peer& peer, std::span<ViewOperation> operations, Deadline deadline);
+  // As write(), but `fill` writes the bytes: the operations' sources are not looked at. Called once or more, for some extents each time,
+  // under the rules of a write in flight: what is retired meanwhile ends with kStaleTerm. Extents that overlap within the batch, and a
+  // wrong number of checksums, are kInvalidWrite. Nothing is opened after the deadline; what was filled by then is completed, however long
+  // it took. Paths without common memory answer kNotSupported.
+  virtual void write_in_place(const Peer& peer, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline);
 };
 
 }  // namespace moonpool::transfer

@@ -229,7 +229,7 @@ def test_calls_before_initialize_answer_codes(capfd) -> None:
         (("127.0.0.1", "etcd://127.0.0.1:1", "tcp", ""), "127.0.0.1:1"),
         (("no.such.host.invalid", "P2PHANDSHAKE", "tcp", ""), "no.such.host.invalid"),
         (("127.0.0.1", "P2PHANDSHAKE", "tpc", ""), "did you mean 'tcp'?"),
-        (("127.0.0.1", "P2PHANDSHAKE", "rdma", "mlx5_0"), "tcp"),
+        (("127.0.0.1", "P2PHANDSHAKE", "rdma", "no_such_nic0"), "tcp"),
         (("", "P2PHANDSHAKE", "tcp", ""), "name"),
     ],
 )
@@ -361,6 +361,20 @@ def test_every_call_takes_its_optional_arguments(engine, peer, local) -> None:
     assert engine.register_memory(other.ctypes.data, 100, location="cpu:0") == 0
     assert engine.batch_unregister_memory([other.ctypes.data]) == 0
     assert isinstance(json.loads(engine.get_local_topology()), dict) and isinstance(json.loads(engine.get_local_topology("mlx5_0")), dict)
+
+
+def test_the_local_topology_names_the_near_and_the_other_cards_of_each_numa_node() -> None:
+    class Engine(TransferEngine):
+        def _nics(self) -> list[tuple[str, int]]:
+            return [("erdma_0", 0), ("erdma_1", 1), ("rxe0", -1)]
+
+    engine = Engine()
+    assert json.loads(engine.get_local_topology()) == {
+        "cpu:0": [["erdma_0", "rxe0"], ["erdma_1"]],
+        "cpu:1": [["erdma_1", "rxe0"], ["erdma_0"]],
+    }
+    assert json.loads(engine.get_local_topology("erdma_1")) == {"cpu:0": [[], ["erdma_1"]], "cpu:1": [["erdma_1"], []]}
+    assert json.loads(TransferEngine().get_local_topology()) == {"cpu:0": [[], []]}
 
 
 def test_initialize_ext_takes_the_kind_of_the_metadata_server_last(tmp_path, peer, capfd) -> None:

@@ -142,10 +142,10 @@ def test_an_owner_that_no_allowed_path_reaches_is_an_error_in_time_and_a_miss(po
 WRONG = [
     ("tpc", "did you mean 'tcp'?"),
     ("shm;tcp", "'shm;tcp'"),
-    ("shm tcp", "local, shm, tcp"),
-    ("rdma", "'rdma'"),
+    ("shm tcp", "local, shm, rdma, tcp"),
+    ("rdma", '"protocol": "rdma"'),
     ("tcp,none", "'none'"),
-    ("1", "local, shm, tcp"),
+    ("1", "local, shm, rdma, tcp"),
 ]
 
 

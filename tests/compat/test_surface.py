@@ -125,9 +125,9 @@ def test_calls_of_later_releases_answer_not_supported() -> None:
     from mooncake.store import MooncakeDistributedStore
 
     store = MooncakeDistributedStore()
-    assert store.put_tensor("k", None) == -1012
+    assert store.put_tensor_with_parallelism("k", None) == -1012
     assert store.batch_put_session_start(["a", "b"], [1, 2]) == [-1012, -1012]
-    assert store.batch_get_tensor(["a", "b"]) == [None, None]
+    assert store.batch_get_tensor_with_parallelism(["a", "b"]) == [None, None]
     assert store.create_copy_task("k", ["a:1"])[1] == -1012
     assert store.query_task((1, 2)) == (None, -1012)
     assert store.setup_dummy(1, 1, "a:1") == -1012

@@ -59,7 +59,7 @@ def wait_for_room(store, size: int, what: str) -> None:
         store.remove_by_regex("^room ", force=True)
         return set(codes) == {0}
 
-    wait_until(fits, what)
+    wait_until(fits, what, 60)
 
 
 @pytest.fixture
@@ -382,7 +382,7 @@ def test_the_interpreter_ends_silently_and_soon_with_views_alive(own_master, nod
     start = time.monotonic()
     done = run_python(ENDING.format(address=own_master.address, segment=segment, ending=ending))
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
-    assert time.monotonic() - start < 4.5
+    assert time.monotonic() - start < 12  # without a deadlock or a time-out of its own, also on a busy machine
 
 
 # ---------------------------------------------------------------- the view goes, the space is used again

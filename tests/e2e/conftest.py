@@ -21,7 +21,7 @@ from moonpool.models import SMOLLM2, TINY_FOUR_HEADS, ensure_model  # noqa: E402
 from moonpool.provision import Vllm, ensure_vllm  # noqa: E402
 
 # "" is for tests that need no vLLM at all. The acceptance comes first: it has the plain instance that answers for the reference.
-CLUSTERS = ("", "acceptance", "guide-etcd", "guide-redis", "guide-http", "both", "two-hosts", "tensor-parallel")
+CLUSTERS = ("", "acceptance", "guide-etcd", "guide-redis", "guide-http", "nixl", "both", "two-hosts", "tensor-parallel")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -29,7 +29,7 @@ HTTP = "mooncake_http_metadata_server --port {port}"
 MASTER = "mooncake_master --port {port} --metrics_port {metrics}"
 VLLM = (
     "MOONCAKE_CONFIG_PATH=./mooncake.json VLLM_USE_V1=0 {env} python3 -m vllm.entrypoints.openai.api_server --model {model} --port {port} "
-    "--max-model-len 4096 --gpu-memory-utilization 0.8 --enforce-eager "
+    "--max-model-len 4096 --gpu-memory-utilization 0.8 --enforce-eager {precision} "
     """--kv-transfer-config '{{"kv_connector":"MooncakeStoreConnector","kv_role":"{role}"}}'"""
 )
 PROXY = (
@@ -126,7 +126,8 @@ class Guide:
         port = pick_free(1)[0]
         instance = Instance(name, role, port, Path(self.model), self.model)
         env = vllm_instance.environment(instance, self.cluster.vllm)
-        line = VLLM.format(env=" ".join(f"{key}={value}" for key, value in env.items()), model=self.model, port=port, role=role)
+        environment, precision = " ".join(f"{key}={value}" for key, value in env.items()), " ".join(vllm_instance.precision())
+        line = VLLM.format(env=environment, precision=precision, model=self.model, port=port, role=role)
         self.instances[name] = instance
         self.shell(name, line).scratch = Path(env[vllm_instance.SOCKET_FOLDER])
 

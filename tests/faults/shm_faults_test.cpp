@@ -92,6 +92,18 @@ TEST_F(ShmFaultsTest, AWriterStoppedInMidCopyIsToldWhenItGoesOn) {
   EXPECT_THAT(writer.output(), ::testing::HasSubstr("stale_term"));
 }
 
+// As while a killed process is taken apart: its connection may be closed before the device that writes for it is.
+TEST_F(ShmFaultsTest, AWriterInPlaceWhoseConnectionHasEndedKeepsItsExtentUntilItsProcessHas) {
+  const ExtentRef ref{incarnation_, 0, kSize, Version{kTerm, 1}};
+  auto writer = user("fill", ref);
+  ASSERT_TRUE(test::wait_until([&] { return writer.output().find("filling") != std::string::npos; }, soon())) << writer.output();
+  EXPECT_FALSE(retired(ref, milliseconds(100)));
+  EXPECT_EQ(server_.sessions(), 1U);
+  writer.kill();
+  EXPECT_TRUE(retired(ref, seconds(20)));
+  EXPECT_TRUE(owner_.catalogue(incarnation_).empty());
+}
+
 TEST_F(ShmFaultsTest, AReaderThatIsKilledReleasesItsView) {
   const ExtentRef ref{incarnation_, 0, kSize, Version{kTerm, 1}};
   const std::vector<std::byte> data(kSize, std::byte{6});

@@ -1,5 +1,7 @@
 // A process that uses another one's segment over shared memory, for tests that stop and kill it:
 //   shm_user write NODE INCARNATION TERM COUNT LENGTH             stops itself (SIGSTOP) in the middle of its copy
+//   shm_user fill NODE INCARNATION TERM COUNT LENGTH              closes all it has open in the middle of a write in place, says "filling"
+//                                                                 and waits to be killed
 //   shm_user view NODE INCARNATION TERM COUNT LENGTH CHECKSUM     says "viewing" and waits to be killed
 //   shm_user reason NODE [UID]                                    says why it cannot, or "reached"; as that user
 #include <signal.h>
@@ -7,6 +9,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -52,6 +55,19 @@ int main(int argc, char** argv) {
     transport.write(peer, {&operation, 1}, deadline);
     std::puts(operation.status.to_string().c_str());
     return operation.status.ok() ? 0 : 1;
+  }
+  if (command == "fill") {
+    WriteOperation operation{extent, "key", {}, {}, 0};
+    transport.write_in_place(
+        peer, {&operation, 1},
+        [](std::span<OpenExtent>) {
+          ::close_range(3, ~0U, 0);
+          std::puts("filling");
+          std::fflush(stdout);
+          ::pause();
+        },
+        deadline);
+    return 1;
   }
   ViewOperation operation;
   operation.extent = extent;

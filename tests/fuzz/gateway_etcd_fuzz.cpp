@@ -13,6 +13,6 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
       if (!InstanceName::parse(name.to_string()).ok()) std::abort();
     }
   }
-  static_cast<void>(prompt_text(body));
+  static_cast<void>(prompt_parts(body));
   return 0;
 }

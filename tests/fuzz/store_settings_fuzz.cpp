@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/size_text.h"
 #include "master/object_key.h"
 #include "store/node_address.h"
 #include "store/node_flags.h"
@@ -23,7 +24,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string_view text(reinterpret_cast<const char*>(data), size);
 
   if (const auto address = store::parse_node_address(text); address.ok()) require(!address->host.empty());
-  static_cast<void>(store::parse_size(text));
+  static_cast<void>(parse_size(text));
 
   std::vector<std::string_view> words;
   for (std::size_t at = 0; at <= text.size() && words.size() < 64;) {

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "gateway/hash_bytes.h"
 #include "gateway/http_message.h"
 #include "gateway/json_member.h"
 #include "gateway/policies/choosing.h"
-#include "gateway/policies/prefix_index.h"
 
 namespace moonpool::gateway {
 

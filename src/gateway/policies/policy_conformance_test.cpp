@@ -127,6 +127,32 @@ TEST_P(PolicyConformanceTest, SlowStartingOnesGetLess) {
   EXPECT_EQ(alone.pick({}, {}), fresh);
 }
 
+// An adapter's KV is its own: whoever remembers prompts remembers for whom.
+TEST_P(PolicyConformanceTest, WhatIsRememberedOfAPromptIsItsModelsAlone) {
+  const auto group = group_of(3);
+  const auto body_for = [](const std::string& model) {
+    return R"({"prompt":")" + std::string(4000, 'p') + R"(","model":")" + model + "\"}";
+  };
+  const auto uncached = [&](const std::string& model) { return group->uncached_bytes({"/v1/completions", body_for(model)}); };
+  const auto cold = uncached("base");
+  if (!cold) GTEST_SKIP() << "it remembers no prompts";
+  EXPECT_EQ(*cold, 4002U);
+  EXPECT_NE(group->pick({"/v1/completions", body_for("base")}, {}), nullptr);
+  EXPECT_LT(*uncached("base"), 300U);
+  EXPECT_EQ(uncached("an-adapter"), cold);
+  EXPECT_NE(group->pick({"/v1/completions", body_for("an-adapter")}, {}), nullptr);
+  EXPECT_LT(*uncached("an-adapter"), 300U);
+  EXPECT_EQ(uncached("another"), cold);
+}
+
+TEST_P(PolicyConformanceTest, AskingWhatIsUncachedIsNoChoice) {
+  const auto group = group_of(1);
+  const std::string body = body_of(1);
+  const auto before = group->uncached_bytes({"/v1/completions", body});
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(group->uncached_bytes({"/v1/completions", body}), before);
+  EXPECT_EQ(group->uncached_bytes({}).value_or(0), 0U);
+}
+
 TEST_P(PolicyConformanceTest, WorksWhileInstancesComeAndGo) {
   const auto group_owner = group_of(4);
   Group& group = *group_owner;
@@ -139,6 +165,7 @@ TEST_P(PolicyConformanceTest, WorksWhileInstancesComeAndGo) {
         const std::string body = body_of(i % 200);
         const auto picked = group.pick({"/v1/completions", body}, {});
         ASSERT_NE(picked, nullptr);
+        EXPECT_LE(group.uncached_bytes({"/v1/completions", body}).value_or(0), body.size());
         const Instance::InFlight work(picked);
         picks.fetch_add(1);
       }

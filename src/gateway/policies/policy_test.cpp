@@ -8,6 +8,7 @@
 #include "gateway/http_message.h"
 #include "gateway/json_member.h"
 #include "gateway/policies/prefix_index.h"
+#include "gateway/prompt_chain.h"
 
 namespace moonpool::gateway {
 namespace {
@@ -212,9 +213,50 @@ TEST(PoolPolicyTest, PrefersItsOwnCopyAtEqualLoad) {
   for (int i = 0; i < 20; ++i) EXPECT_EQ(test.pick(prompt('a', 8000)), home);
 }
 
+std::string prompt_for(const std::string& model, const std::string& more = {}) {
+  return R"({"model":")" + model + R"(",)" + more + R"("prompt":")" + std::string(8000, 'a') + "\"}";
+}
+
+TEST(PrefixPolicyTest, AnAdaptersPromptIsNoHitForAnother) {
+  for (const std::string_view policy : {"prefix_aware", "pool_aware"}) {
+    const TestGroup test(policy, 4);
+    static_cast<void>(test.pick(prompt_for("base")));
+    const auto left = [&](const std::string& body) { return test.group.uncached_bytes({"/v1/completions", body}).value(); };
+    EXPECT_LT(left(prompt_for("base")), 300U);
+    EXPECT_GT(left(prompt_for("adapter")), 8000U);
+    EXPECT_GT(left(prompt_for("base", R"("cache_salt":"s",)")), 8000U);
+    const auto home = test.pick(prompt_for("adapter"));
+    EXPECT_LT(left(prompt_for("adapter")), 300U);
+    for (int i = 0; i < 10; ++i) EXPECT_EQ(test.pick(prompt_for("adapter")), home);
+  }
+}
+
+TEST(PrefixPolicyTest, TheUncachedBytesAreThoseOfTheWarmestInstance) {
+  TestGroup test("prefix_aware", 3);
+  const std::string body = prompt('a', 8000);
+  const RequestFacts facts{"/v1/completions", body};
+  EXPECT_EQ(test.group.uncached_bytes(facts), 8002U);  // with its quotes
+  static_cast<void>(test.pick(prompt('a', 4200)));
+  EXPECT_EQ(test.group.uncached_bytes(facts), 8002U - 4096U);
+  EXPECT_EQ(test.group.uncached_bytes(facts), 8002U - 4096U);  // asking changes nothing
+  EXPECT_EQ(TestGroup("least_load", 1).group.uncached_bytes(facts), std::nullopt);
+}
+
+TEST(PromptChainTest, IsMadeOnceForAllThatLook) {
+  const std::string body = prompt('a', 8000);
+  PromptChain chain(body);
+  const auto blocks = chain.blocks();
+  EXPECT_EQ(blocks.size(), 8002U / kPrefixBlockBytes);
+  const TestGroup test("pool_aware", 2);
+  const RequestFacts facts{"/v1/completions", body, nullptr, &chain};
+  const auto first = test.group.pick(facts, {});
+  EXPECT_EQ(test.group.pick(facts, {}), first);
+  EXPECT_EQ(chain.blocks().data(), blocks.data());
+}
+
 std::vector<std::uint64_t> chain_of(const std::string& text) {
   std::vector<std::uint64_t> chain;
-  make_prefix_chain(text, chain);
+  make_prefix_chain(text, 0, chain);
   return chain;
 }
 
@@ -269,7 +311,10 @@ TEST(JsonMemberTest, WalksAnObjectWithoutParsingIt) {
   EXPECT_EQ(json_member(object, "c"), R"({"a":[2,"]}"]})");
   EXPECT_EQ(json_member(object, "user"), "\"me\"");
   EXPECT_EQ(json_member(object, "none"), "");
-  EXPECT_EQ(prompt_text(R"({"stream":true,"messages":[{"role":"user"}]})"), R"([{"role":"user"}])");
+  const PromptParts parts = prompt_parts(R"({"stream":true,"messages":[{"role":"user"}],"cache_salt":"s","model":"m","prompt":"no"})");
+  EXPECT_EQ(parts.prompt, R"([{"role":"user"}])");
+  EXPECT_EQ(parts.model, R"("m")");
+  EXPECT_EQ(parts.cache_salt, R"("s")");
   for (const char* broken :
        {"", "{", "[]", "{\"a", "{\"a\"", "{\"a\":", "{\"a\":\"x", "{\"a\":[1", "{\"a\":}", "\"a\":1}", "{a:1}", "{,}"}) {
     EXPECT_EQ(json_member(broken, "a"), "") << broken;

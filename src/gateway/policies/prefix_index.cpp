@@ -1,33 +1,16 @@
 #include "gateway/policies/prefix_index.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "gateway/hash_bytes.h"
 
 namespace moonpool::gateway {
 
-std::uint64_t hash_bytes(std::string_view bytes, std::uint64_t seed) {
-  std::uint64_t hash = seed ^ (bytes.size() * 0x9E3779B97F4A7C15ULL);
-  const auto take = [&](std::uint64_t word) {
-    hash = (hash ^ word) * 0xD6E8FEB86659FD93ULL;
-    hash ^= hash >> 32;
-  };
-  std::size_t at = 0;
-  for (; at + 8 <= bytes.size(); at += 8) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, bytes.data() + at, 8);
-    take(word);
-  }
-  std::uint64_t rest = 0;
-  if (at < bytes.size()) std::memcpy(&rest, bytes.data() + at, bytes.size() - at);
-  take(rest);
-  hash *= 0xD6E8FEB86659FD93ULL;
-  return hash ^ (hash >> 32);
-}
-
-void make_prefix_chain(std::string_view prompt, std::vector<std::uint64_t>& chain) {
+void make_prefix_chain(std::string_view prompt, std::uint64_t seed, std::vector<std::uint64_t>& chain) {
   chain.clear();
   const std::size_t blocks = std::min(prompt.size() / kPrefixBlockBytes, kPrefixBlocksAtMost);
-  std::uint64_t hash = 0;
+  chain.reserve(blocks);
+  std::uint64_t hash = seed;
   for (std::size_t i = 0; i < blocks; ++i) {
     hash = hash_bytes(prompt.substr(i * kPrefixBlockBytes, kPrefixBlockBytes), hash);
     chain.push_back(hash);

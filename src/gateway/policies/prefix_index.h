@@ -18,9 +18,8 @@ namespace moonpool::gateway {
 inline constexpr std::size_t kPrefixBlockBytes = 256;
 inline constexpr std::size_t kPrefixBlocksAtMost = 4096;  // of one prompt: the rest of a longer one does not count
 
-[[nodiscard]] std::uint64_t hash_bytes(std::string_view bytes, std::uint64_t seed);
-// Replaces `chain` by that of `prompt`.
-void make_prefix_chain(std::string_view prompt, std::vector<std::uint64_t>& chain);
+// Replaces `chain` by that of `prompt`; chains of different seeds have nothing in common.
+void make_prefix_chain(std::string_view prompt, std::uint64_t seed, std::vector<std::uint64_t>& chain);
 
 class PrefixIndex {
  public:

@@ -41,11 +41,19 @@ class GatewayTest : public ::testing::Test {
     settings.scheduling = "round_robin";  // tests count who got what
     settings.port = 0;
     settings.threads = 2;
-    settings.admin_api_key = "top-secret-key";
+    EXPECT_TRUE(settings.keys.add(key_of("administrator", "top-secret-key", KeyRole::kAdmin)).ok());
     settings.health.first_probe = std::chrono::milliseconds(50);
     settings.health.circuit.first_open = std::chrono::milliseconds(50);
     settings.timeouts.drain = std::chrono::seconds(5);
     return settings;
+  }
+
+  static ApiKey key_of(const std::string& name, std::string_view secret, KeyRole role = KeyRole::kClient) {
+    ApiKey key;
+    key.name = name;
+    key.digest = digest_of(secret);
+    key.role = role;
+    return key;
   }
 
   void start_gateway(std::size_t prefill_count, std::size_t decode_count, Settings settings = test_settings()) {

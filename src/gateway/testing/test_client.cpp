@@ -137,6 +137,11 @@ ClientAnswer TestClient::request(std::string_view method, std::string_view targe
   return read_answer();
 }
 
+bool TestClient::readable_within(int milliseconds) const {
+  pollfd waiting{socket_, POLLIN, 0};
+  return ::poll(&waiting, 1, milliseconds) > 0;
+}
+
 bool TestClient::sees_close() {
   pollfd waiting{socket_, POLLIN, 0};
   if (!received_.empty() || ::poll(&waiting, 1, kPatienceMs) <= 0) return false;

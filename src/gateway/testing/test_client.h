@@ -40,6 +40,8 @@ class TestClient {
   [[nodiscard]] ClientAnswer read_head();
   [[nodiscard]] std::optional<std::string> read_chunk();
   [[nodiscard]] bool ended_badly() const { return ended_badly_; }
+  // Whether an answer, or the end of the connection, comes within that time.
+  [[nodiscard]] bool readable_within(int milliseconds) const;
   // Whether the other side closes (and sends nothing more) within a few seconds.
   [[nodiscard]] bool sees_close();
   void close();

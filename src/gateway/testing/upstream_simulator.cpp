@@ -8,29 +8,16 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <boost/json/array.hpp>
-#include <boost/json/object.hpp>
-#include <boost/json/parse.hpp>
-#include <boost/json/serialize.hpp>
-#include <boost/json/value.hpp>
 #include <cstdlib>
 #include <stdexcept>
 #include <utility>
 
+#include "gateway/testing/local_sockets.h"
+#include "gateway/testing/simulated_answer.h"
+
 namespace moonpool::gateway::testing {
 
 namespace {
-
-namespace json = boost::json;
-
-bool send_all(int socket, std::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t sent = ::send(socket, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-    if (sent <= 0) return false;
-    bytes.remove_prefix(static_cast<std::size_t>(sent));
-  }
-  return true;
-}
 
 bool peer_closed(int socket) {
   pollfd waiting{socket, POLLIN | POLLRDHUP, 0};
@@ -65,125 +52,6 @@ int listen_on(const std::string& host, std::uint16_t& port) {
   ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size);
   port = ntohs(v6 ? reinterpret_cast<sockaddr_in6*>(&address)->sin6_port : reinterpret_cast<sockaddr_in*>(&address)->sin_port);
   return socket;
-}
-
-std::string head(unsigned status, std::string_view type, std::size_t length, std::string_view extra = {}) {
-  return "HTTP/1.1 " + std::to_string(status) + " Simulated\r\nServer: simulator\r\n" + std::string(extra) +
-         "Content-Type: " + std::string(type) + "\r\nContent-Length: " + std::to_string(length) + "\r\n\r\n";
-}
-
-std::string chunk(const std::string& bytes) {
-  char size[20];
-  std::snprintf(size, sizeof(size), "%zx\r\n", bytes.size());
-  return size + bytes + "\r\n";
-}
-
-// What the simulated model makes of a request.
-struct Job {
-  bool chat = false;
-  bool streamed = false;
-  bool usage = false;      // a usage chunk at the end
-  bool token_ids = false;  // in every event
-  std::size_t first = 0;   // tokens of the text that the prompt has already
-  std::size_t count = 0;   // to be made
-  bool cut_by_limit = false;
-  std::size_t prompt_tokens = 0;
-};
-
-json::object parse_object(const std::string& body) {
-  boost::system::error_code error;
-  auto document = json::parse(body, error);
-  return error || !document.is_object() ? json::object() : std::move(document.get_object());
-}
-
-bool is_true(const json::object& object, json::string_view key) {
-  const auto* value = object.if_contains(key);
-  return value != nullptr && value->is_bool() && value->get_bool();
-}
-
-std::size_t number_in(const json::object& object, json::string_view key, std::size_t otherwise) {
-  const auto* value = object.if_contains(key);
-  boost::system::error_code error;
-  const auto number = value == nullptr ? otherwise : value->to_number<std::size_t>(error);
-  return error ? otherwise : number;
-}
-
-// The token ids of the simulated text are kFirstId, kFirstId + 1...; a prompt's are those of its words.
-constexpr int kFirstId = 1000;
-
-std::size_t tokens_at_end(const std::string& prompt, const std::vector<std::string>& tokens) {
-  std::size_t found = 0;
-  std::string beginning;
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    beginning += tokens[i];
-    if (prompt.ends_with(beginning)) found = i + 1;
-  }
-  return found;
-}
-
-Job job_of(const SeenRequest& request, const std::vector<std::string>& tokens) {
-  const json::object body = parse_object(request.body);
-  Job job;
-  job.chat = request.target.starts_with("/v1/chat/");
-  job.streamed = is_true(body, "stream");
-  job.token_ids = is_true(body, "return_token_ids");
-  const auto* options = body.if_contains("stream_options");
-  job.usage = options != nullptr && options->is_object() && is_true(options->get_object(), "include_usage");
-  const auto* prompt = body.if_contains("prompt");
-  const auto* messages = body.if_contains("messages");
-  if (prompt != nullptr && prompt->is_string()) {
-    const std::string text(prompt->get_string().c_str());
-    job.first = tokens_at_end(text, tokens);
-    job.prompt_tokens = 3 + job.first;
-  } else if (prompt != nullptr && prompt->is_array()) {
-    job.prompt_tokens = prompt->get_array().size();
-    for (const auto& id : prompt->get_array()) job.first += id.is_int64() && id.get_int64() >= kFirstId ? 1 : 0;
-  } else if (messages != nullptr && messages->is_array() && is_true(body, "continue_final_message")) {
-    const std::string text(messages->get_array().back().at("content").get_string().c_str());
-    job.first = tokens_at_end(text, tokens);
-    job.prompt_tokens = 5 + job.first;
-  } else {
-    job.prompt_tokens = 5;
-  }
-  const std::size_t left = tokens.size() - job.first;
-  job.count = std::min(left, std::min(number_in(body, "max_tokens", left), number_in(body, "max_completion_tokens", left)));
-  job.cut_by_limit = job.count < left || body.contains("max_tokens");
-  return job;
-}
-
-json::object answer_object(const Job& job, const std::string& id, const std::string& model, bool chunk_of_stream) {
-  const std::string kind = job.chat ? (chunk_of_stream ? "chat.completion.chunk" : "chat.completion") : "text_completion";
-  return {{"id", id}, {"object", kind}, {"created", 1'700'000'000}, {"model", model}};
-}
-
-std::string event(json::object object) { return chunk("data: " + json::serialize(object) + "\n\n"); }
-
-std::string token_event(const Job& job, const std::string& id, const std::string& model, const std::vector<std::string>& tokens,
-                        std::size_t i) {
-  json::object choice{{"index", 0}};
-  if (job.chat) {
-    choice["delta"] = json::object{{"content", tokens[i]}};
-  } else {
-    choice["text"] = tokens[i];
-  }
-  choice["logprobs"] = nullptr;
-  choice["finish_reason"] = nullptr;
-  if (i + 1 == job.first + job.count) choice["finish_reason"] = job.cut_by_limit ? "length" : "stop";
-  if (job.token_ids) {
-    choice["token_ids"] = json::array{kFirstId + static_cast<int>(i)};
-    if (i == job.first) {
-      json::array prompt;
-      for (std::size_t k = 0; k < job.prompt_tokens; ++k) prompt.push_back(static_cast<int>(k));
-      choice["prompt_token_ids"] = std::move(prompt);
-    }
-  }
-  json::object object = answer_object(job, id, model, true);
-  object["choices"] = json::array{std::move(choice)};
-  return event(std::move(object));
-}
-
-json::object usage_of(const Job& job) {
-  return {{"prompt_tokens", job.prompt_tokens}, {"completion_tokens", job.count}, {"total_tokens", job.prompt_tokens + job.count}};
 }
 
 }  // namespace
@@ -301,26 +169,13 @@ bool UpstreamSimulator::answer(int socket, const SeenRequest& request) {
   std::string body = "{}";
   unsigned status = 200;
   if (request.target == "/v1/models") body = R"({"object":"list","data":[{"id":")" + model_ + R"(","object":"model"}]})";
-  if (request.target == "/health") {
+  {
     const std::lock_guard lock(mutex_);
-    status = health_status_;
+    if (request.target == "/health") status = health_status_;
+    if (const auto own = pages_.find(request.target); own != pages_.end()) body = own->second;
   }
-  return send_all(socket, head(status, "application/json", body.size()) + body);
+  return send_all(socket, simulated_head(status, "application/json", body.size()) + body);
 }
-
-// A part of an answer, and the points before and within it.
-struct UpstreamSimulator::Piece {
-  std::string bytes;
-  Point before = Point::kNowhere;
-  Point within = Point::kNowhere;
-  bool token = false;
-};
-
-struct UpstreamSimulator::Answering {
-  const Job& job;
-  const Behaviour& now;
-  const std::string& id;
-};
 
 namespace {
 
@@ -361,72 +216,18 @@ bool UpstreamSimulator::answer_completion(int socket, const SeenRequest& request
   if (now.fault == Fault::kStatus) {
     const std::string body =
         R"({"error":{"message":"simulated )" + std::to_string(now.status) + R"(","code":)" + std::to_string(now.status) + "}}";
-    return send_all(socket, head(now.status, "application/json", body.size(), now.extra_fields) + body);
+    return send_all(socket, simulated_head(now.status, "application/json", body.size(), now.extra_fields) + body);
   }
   if (now.prefill_tokens_per_s > 0 && !pace(socket, static_cast<double>(request.body.size()) / 4 / now.prefill_tokens_per_s)) return false;
   const std::string id = (job.chat ? "chatcmpl-" : "cmpl-") + std::to_string(port_) + "-" + std::to_string(request.connection);
-  const Answering answering{job, now, id};
-  if (job.streamed) return send_pieces(socket, stream_pieces(answering), now);
+  const SimulatedAnswer says{job, now, id, model_, name()};
+  if (job.streamed) return send_pieces(socket, says.stream_pieces(), now);
   if (now.fault == Fault::kUntilCloseCut) {
-    const std::string body = plain_body(answering);
+    const std::string body = says.plain_body();
     send_all(socket, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" + body.substr(0, body.size() / 2));
     return false;
   }
-  return wait_for_token(socket) && send_pieces(socket, plain_pieces(answering), now);
-}
-
-std::string UpstreamSimulator::plain_body(const Answering& answering) const {
-  const auto& [job, now, id] = answering;
-  std::string joined;
-  for (std::size_t i = 0; i < job.count; ++i) joined += now.tokens[job.first + i];
-  json::object object = answer_object(job, id, model_, false);
-  object["served_by"] = name();
-  if (job.chat) object["choices"] = json::array{json::object{{"index", 0}, {"message", {{"role", "assistant"}, {"content", joined}}}}};
-  if (!job.chat) object["choices"] = json::array{json::object{{"index", 0}, {"text", joined}}};
-  object["usage"] = usage_of(job);
-  return json::serialize(object);
-}
-
-std::vector<UpstreamSimulator::Piece> UpstreamSimulator::plain_pieces(const Answering& answering) const {
-  const Behaviour& now = answering.now;
-  const std::string body = plain_body(answering);
-  // Only a chunked body can be malformed.
-  const bool chunked = now.how == How::kMalformed && now.point == Point::kInBody;
-  const std::string start = chunked ? "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-                                    : head(200, "application/json", body.size(), now.extra_fields);
-  return {{start, Point::kRequestRead, Point::kInHead, false},
-          {chunked ? chunk(body) + "0\r\n\r\n" : body, Point::kHeadSent, Point::kInBody, false}};
-}
-
-std::vector<UpstreamSimulator::Piece> UpstreamSimulator::stream_pieces(const Answering& answering) const {
-  const auto& [job, now, id] = answering;
-  std::vector<Piece> pieces;
-  pieces.push_back(
-      {"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n" + now.extra_fields + "Transfer-Encoding: chunked\r\n\r\n",
-       Point::kRequestRead, Point::kInHead, false});
-  Point before = Point::kHeadSent;
-  if (job.chat) {
-    json::object object = answer_object(job, id, model_, true);
-    object["choices"] = json::array{
-        json::object{{"index", 0}, {"delta", {{"role", "assistant"}, {"content", ""}}}, {"logprobs", nullptr}, {"finish_reason", nullptr}}};
-    pieces.push_back({event(std::move(object)), std::exchange(before, Point::kNowhere), Point::kNowhere, false});
-  }
-  for (std::size_t i = 0; i < job.count; ++i) {
-    const bool here = i == now.tokens_before_fault;
-    Piece piece{token_event(job, id, model_, now.tokens, job.first + i), std::exchange(before, Point::kNowhere), Point::kNowhere, true};
-    if (here && now.point == Point::kBetweenTokens) piece.before = Point::kBetweenTokens;
-    if (here && now.point == Point::kInToken) piece.within = Point::kInToken;
-    pieces.push_back(std::move(piece));
-  }
-  if (job.usage) {
-    json::object object = answer_object(job, id, model_, true);
-    object["choices"] = json::array();
-    object["usage"] = usage_of(job);
-    pieces.push_back({event(std::move(object)), std::exchange(before, Point::kNowhere), Point::kNowhere, false});
-  }
-  if (now.fault != Fault::kEndWithoutDone) pieces.push_back({chunk("data: [DONE]\n\n"), Point::kBeforeFinish, Point::kNowhere, false});
-  pieces.push_back({"0\r\n\r\n", Point::kBeforeLastChunk, Point::kNowhere, false});
-  return pieces;
+  return wait_for_token(socket) && send_pieces(socket, says.plain_pieces(), now);
 }
 
 bool UpstreamSimulator::send_pieces(int socket, const std::vector<Piece>& pieces, const Behaviour& now) {
@@ -443,9 +244,9 @@ bool UpstreamSimulator::send_pieces(int socket, const std::vector<Piece>& pieces
       const std::size_t part = at_byte ? now.byte - sent : within ? piece.bytes.size() / 2 : 0;
       send_all(socket, std::string_view(piece.bytes).substr(0, part));
       if (now.error_event) {
-        send_all(socket, chunk(R"(data: {"error":{"message":"EngineCore died","type":"InternalServerError","code":500}})"
-                               "\n\n") +
-                             chunk("data: [DONE]\n\n") + "0\r\n\r\n");
+        send_all(socket, simulated_chunk(R"(data: {"error":{"message":"EngineCore died","type":"InternalServerError","code":500}})"
+                                         "\n\n") +
+                             simulated_chunk("data: [DONE]\n\n") + "0\r\n\r\n");
         return false;
       }
       go_wrong(socket, now.how, in_head, chunked);
@@ -552,6 +353,11 @@ void UpstreamSimulator::set_next(Behaviour behaviour) {
 void UpstreamSimulator::set_health_status(unsigned status) {
   const std::lock_guard lock(mutex_);
   health_status_ = status;
+}
+
+void UpstreamSimulator::set_page(const std::string& target, std::string body) {
+  const std::lock_guard lock(mutex_);
+  pages_[target] = std::move(body);
 }
 
 void UpstreamSimulator::hold_tokens() {

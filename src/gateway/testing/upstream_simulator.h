@@ -66,6 +66,9 @@ struct Behaviour {
   std::vector<std::string> tokens = {"Once", " upon", " a", " time"};
   std::size_t tokens_before_fault = 2;
   std::string extra_fields;  // lines of the answer's head
+  // Of a plain answer:
+  std::string finish_reason;       // empty: "length" or "stop", as it is
+  std::string kv_transfer_params;  // JSON; empty: null
 };
 
 struct SeenRequest {
@@ -75,6 +78,8 @@ struct SeenRequest {
   std::string body;
   int connection = 0;  // counts up with each accepted one
 };
+
+struct Piece;  // simulated_answer.h
 
 class UpstreamSimulator {
  public:
@@ -86,10 +91,11 @@ class UpstreamSimulator {
   [[nodiscard]] std::uint16_t port() const { return port_; }
   [[nodiscard]] std::string name() const;  // host:port, with brackets for IPv6
 
-  void set(Behaviour behaviour);            // of all completions from now on
-  void set_next(Behaviour behaviour);       // of the next completion alone
-  void set_health_status(unsigned status);  // of GET /health
-  void hold_tokens();                       // streams stop before each token until release_tokens()
+  void set(Behaviour behaviour);                               // of all completions from now on
+  void set_next(Behaviour behaviour);                          // of the next completion alone
+  void set_health_status(unsigned status);                     // of GET /health
+  void set_page(const std::string& target, std::string body);  // of GET on that target
+  void hold_tokens();                                          // streams stop before each token until release_tokens()
   void release_tokens(int count);
   void close_idle_connections();  // as a server's keep-alive time-out does
   void stop();                    // as kill -9: the port refuses, connections are gone
@@ -103,17 +109,12 @@ class UpstreamSimulator {
   [[nodiscard]] int connections() const { return connections_; }  // accepted so far
 
  private:
-  struct Piece;
-  struct Answering;
   void accept_loop(int listener);
   void serve(int socket, int number);
   [[nodiscard]] bool read_request(int socket, std::string& received, SeenRequest& request);
   // False when the connection ends.
   [[nodiscard]] bool answer(int socket, const SeenRequest& request);
   [[nodiscard]] bool answer_completion(int socket, const SeenRequest& request);
-  [[nodiscard]] std::string plain_body(const Answering& answering) const;
-  [[nodiscard]] std::vector<Piece> plain_pieces(const Answering& answering) const;
-  [[nodiscard]] std::vector<Piece> stream_pieces(const Answering& answering) const;
   // False when the connection ends. The tokens of a stream are held and paced one by one.
   [[nodiscard]] bool send_pieces(int socket, const std::vector<Piece>& pieces, const Behaviour& now);
   void go_wrong(int socket, How how, bool in_head, bool chunked);
@@ -139,6 +140,7 @@ class UpstreamSimulator {
   Behaviour behaviour_;
   std::optional<Behaviour> next_;
   unsigned health_status_ = 200;
+  std::map<std::string, std::string> pages_;
   bool holding_ = false;
   int tokens_released_ = 0;
   std::set<int> sockets_;

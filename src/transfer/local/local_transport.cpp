@@ -8,6 +8,7 @@
 #include "base/sync_point.h"
 #include "transfer/checksum.h"
 #include "transfer/copy_and_hash.h"
+#include "transfer/open_extents.h"
 #include "transfer/pieces.h"
 
 namespace moonpool::transfer {
@@ -55,10 +56,54 @@ void LocalTransport::view(const Peer&, std::span<ViewOperation> operations, Dead
     auto pin = owner_.begin_read(operation.extent);
     operation.status = pin.status();
     if (!pin.ok()) continue;
+    operation.region = pin->region();
     operation.bytes = pin->memory();
     operation.pin = std::make_shared<Owner::Pin>(std::move(*pin));
-    if (verify_) verify_view(operation, deadline);
+    if (verify_ && operation.verified) verify_view(operation, deadline);
   }
+}
+
+// Nothing to call when the writes have to stop: bytes may be under way from elsewhere, and the pins stay until `fill` knows that they are
+// not.
+void LocalTransport::write_in_place(const Peer&, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline) {
+  struct Wanted {
+    WriteOperation* operation = nullptr;
+  };
+  std::vector<Wanted> batch;
+  batch.reserve(operations.size());
+  for (auto& operation : operations) {
+    operation.status = check_extent(operation.extent);
+    if (operation.status.ok()) batch.push_back({&operation});
+  }
+  refuse_overlaps(batch);
+  std::vector<Owner::Pin> pins;  // of `extents`, in their order; released when fill throws
+  std::vector<OpenExtent> extents;
+  pins.reserve(batch.size());
+  extents.reserve(batch.size());
+  for (const auto& [operation] : batch) {
+    if (deadline.expired()) {
+      operation->status = Status(ErrorCode::kRpcTimeout, "local write in place: the deadline passed before the extent was opened");
+      continue;
+    }
+    auto pin = owner_.begin_write(operation->extent, [] {});
+    operation->status = pin.status();
+    if (!pin.ok()) continue;
+    extents.push_back({static_cast<std::size_t>(operation - operations.data()), pin->memory(), pin->region(), {}, {}});
+    pins.push_back(std::move(*pin));
+  }
+  if (extents.empty()) return;
+  fill(extents);
+  for (std::size_t i = 0; i < extents.size(); ++i) {
+    WriteOperation& operation = operations[extents[i].operation];
+    operation.status = complete_filled(std::move(pins[i]), operation, extents[i]);
+  }
+}
+
+Status LocalTransport::complete_filled(Owner::Pin pin, WriteOperation& operation, const OpenExtent& extent) {
+  MOONPOOL_RETURN_IF_ERROR(check_filled(extent));
+  if (pin.cancelled()) return {ErrorCode::kStaleTerm, "local write in place: the grant was retired while its extent was filled"};
+  operation.checksum = root_of(extent.checksums);
+  return owner_.complete_write(std::move(pin), operation.key, extent.checksums);
 }
 
 }  // namespace moonpool::transfer

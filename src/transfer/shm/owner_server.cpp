@@ -149,7 +149,7 @@ void OwnerServer::accept_all() {
     const int number = fd.get();
     connection->fd = std::move(fd);
     if (!add_to(epoll_.get(), number, number)) continue;
-    if (connection->process) static_cast<void>(add_to(epoll_.get(), connection->process.get(), number));
+    if (connection->process && !add_to(epoll_.get(), connection->process.get(), number)) connection->process.reset();
     rings_->add(connection->session);
     connections_.emplace(number, std::move(connection));
   }
@@ -161,7 +161,7 @@ bool OwnerServer::serve(Connection& connection) {
   for (;;) {
     const auto datagram = receive_datagram(connection.fd.get(), buffer_);
     if (datagram.kind == Datagram::Kind::kNothingYet) return true;
-    if (datagram.kind == Datagram::Kind::kEnd) return false;
+    if (datagram.kind == Datagram::Kind::kEnd) return is_awaited(connection);
     if (connection.muted) continue;
     bool good = datagram.kind == Datagram::Kind::kData;
     if (good) {
@@ -174,6 +174,12 @@ bool OwnerServer::serve(Connection& connection) {
     connection.muted = true;
     ::shutdown(connection.fd.get(), SHUT_WR);
   }
+}
+
+// Whether the connection has ended before its process has. Its end is heard of from the process then.
+bool OwnerServer::is_awaited(Connection& connection) const {
+  if (!connection.process || !connection.session->writing()) return false;
+  return ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection.fd.get(), nullptr) == 0;
 }
 
 // The session is over before its connection is: a peer that sees the end knows that nothing of it is left here.

@@ -1,9 +1,11 @@
 // The owner's end of shared memory: one thread that accepts processes of this uid on the node's abstract Unix socket and serves their
 // sessions, and the rings that the owner looks into (RemoteWriters).
 //
-// A session ends when its connection does, or when its process is gone (a forked child may hold the connection open). A peer that does not
-// finish its handshake in kHandshakeTimeout is dropped; another uid's connection is closed without a byte.
-// Threads: start() and stop() from one; the RemoteWriters part from any. The owner keeps a reference until stop().
+// A session ends when its connection does, or when its process is gone (a forked child may hold the connection open). A connection that
+// ends under announced writes is that of a process that is ending: its own threads have stopped, but a GPU may write for it until the
+// kernel has closed the device, too, which it does in any order, before the process counts as gone. So that is waited for. A peer that does
+// not finish its handshake in kHandshakeTimeout is dropped; another uid's connection is closed without a byte. Threads: start() and stop()
+// from one; the RemoteWriters part from any. The owner keeps a reference until stop().
 #pragma once
 
 #include <atomic>
@@ -42,8 +44,9 @@ class OwnerServer {
 
   void run();
   void accept_all();
-  // False when the peer has ended the connection, or never became known.
+  // False when its session is over: the peer has ended the connection, or never became known.
   bool serve(Connection& connection);
+  bool is_awaited(Connection& connection) const;
   void drop(int fd);
 
   Owner& owner_;

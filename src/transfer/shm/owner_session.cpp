@@ -34,16 +34,10 @@ OwnerSession::Answer contradiction(const net::FrameHeader& request, const char* 
   return refusal(request, Status(ErrorCode::kProtocol, std::string("shared memory: ") + what));
 }
 
-bool same_columns(const wire::ShmPinRequest& request) {
-  const int entries = request.segment_size();
-  return request.offset_size() == entries && request.length_size() == entries && request.version_term_size() == entries &&
-         request.version_count_size() == entries && request.first_chunk_size() == entries && request.chunk_count_size() == entries;
-}
-
 }  // namespace
 
 OwnerSession::OwnerSession(Owner& owner, std::shared_ptr<Board> board, const net::Identity& self)
-    : owner_(owner), board_(std::move(board)), handshake_(self) {}
+    : owner_(owner), board_(std::move(board)), handshake_(self), pins_(kMaxAnswerChecksums) {}
 
 OwnerSession::~OwnerSession() { end(); }
 
@@ -131,37 +125,8 @@ OwnerSession::Answer OwnerSession::segment(const net::FrameHeader& header, std::
 OwnerSession::Answer OwnerSession::pin(const net::FrameHeader& header, std::span<const std::byte> message) {
   wire::ShmPinRequest request;
   if (!request.ParseFromArray(message.data(), static_cast<int>(message.size()))) return contradiction(header, "a request does not parse");
-  if (!same_columns(request)) return contradiction(header, "the columns of a request differ in length");
-  if (pins_.size() + static_cast<std::size_t>(request.segment_size()) > kMaxPins) {
-    return refusal(header, Status(ErrorCode::kUnavailable, "this process holds too many views: release some"));
-  }
-  std::vector<std::optional<Incarnation>> incarnations;
-  for (const auto& bytes : request.incarnation()) incarnations.push_back(Incarnation::from_bytes(bytes));
   wire::ShmPinReply reply;
-  for (int i = 0; i < request.segment_size(); ++i) {
-    const auto segment = request.segment(i);
-    if (segment >= incarnations.size() || !incarnations[segment]) return contradiction(header, "an entry refers to no segment");
-    const ExtentRef ref{*incarnations[segment], request.offset(i), request.length(i),
-                        Version{Term{request.version_term(i)}, request.version_count(i)}};
-    auto pin = owner_.begin_read(ref);
-    Status status = pin.status();
-    if (pin.ok()) {
-      const auto all = pin->checksums();
-      const std::uint64_t first = request.first_chunk(i);
-      const std::uint64_t count = request.chunk_count(i);
-      if (first > all.size() || count > all.size() - first) {
-        status = Status(ErrorCode::kInvalidRead, "");
-      } else if (static_cast<std::uint64_t>(reply.checksum_size()) + count > kMaxAnswerChecksums) {
-        status = Status(ErrorCode::kNotSupported, "");
-      } else if (!pins_.emplace(request.first_pin() + static_cast<std::uint64_t>(i), std::move(*pin)).second) {
-        status = Status(ErrorCode::kInvalidRead, "");
-      } else {
-        reply.mutable_checksum()->Add(all.begin() + static_cast<std::ptrdiff_t>(first),
-                                      all.begin() + static_cast<std::ptrdiff_t>(first + count));
-      }
-    }
-    reply.add_status(status.number());
-  }
+  if (const Status status = pins_.pin(owner_, request, reply); !status.ok()) return refusal(header, status);
   MOONPOOL_SYNC_POINT("owner_session.pinned");
   Answer answer;
   answer.frame = frame_of(header, net::FrameKind::kResponse, reply.SerializeAsString());
@@ -171,7 +136,7 @@ OwnerSession::Answer OwnerSession::pin(const net::FrameHeader& header, std::span
 void OwnerSession::unpin(std::span<const std::byte> message) {
   wire::ShmUnpinRequest request;
   if (!request.ParseFromArray(message.data(), static_cast<int>(message.size()))) return;
-  for (const auto pin : request.pin()) pins_.erase(pin);
+  pins_.unpin(request);
 }
 
 // ---------------------------------------------------------------- the ring
@@ -252,6 +217,12 @@ void OwnerSession::publish(std::uint64_t number) {
   std::memcpy(checksums.data(), record + checksums_offset(key_length), chunks * sizeof(std::uint64_t));
   const Status status = owner_.complete_write(std::move(pin), key, checksums);
   if (!status.ok()) log::debug("shared memory: a complete write was refused: {}", status.to_string());
+}
+
+bool OwnerSession::writing() {
+  harvest();
+  const std::scoped_lock lock(mutex_);
+  return std::ranges::any_of(writers_, [](const auto& writer) { return writer.has_value(); });
 }
 
 void OwnerSession::end() {

@@ -15,11 +15,11 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "net/handshake_steps.h"
 #include "transfer/owner.h"
+#include "transfer/reader_pins.h"
 #include "transfer/shm/board.h"
 #include "transfer/shm/shared_memory.h"
 #include "transfer/shm/unix_socket.h"
@@ -29,8 +29,6 @@ namespace moonpool::transfer {
 
 class OwnerSession {
  public:
-  static constexpr std::size_t kMaxPins = std::size_t{1} << 20;
-
   // `self` outlives it.
   OwnerSession(Owner& owner, std::shared_ptr<Board> board, const net::Identity& self);
   ~OwnerSession();  // as end()
@@ -48,6 +46,8 @@ class OwnerSession {
 
   // Takes what is new in the ring into the owner's catalogue.
   void harvest();
+  // A write of its peer's is announced and not settled: whoever closes the connection like this did not mean to.
+  [[nodiscard]] bool writing();
   // The peer's process has ended, or has said that its copies have: what was complete is kept, all else is let go.
   void end();
 
@@ -70,7 +70,7 @@ class OwnerSession {
   Owner& owner_;
   const std::shared_ptr<Board> board_;
   net::ServerHandshake handshake_;
-  std::unordered_map<std::uint64_t, Owner::Pin> pins_;  // the server thread's own
+  ReaderPins pins_;  // the server thread's own
 
   std::mutex mutex_;  // guards what follows; held while the owner's methods are called
   std::shared_ptr<Ring> ring_;

@@ -10,6 +10,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "transfer/batch_parts.h"
+
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -198,7 +200,7 @@ Result<std::shared_ptr<MappedSegment>> PeerLink::segment(const Incarnation& inca
   std::array<net::UniqueFd, 1> descriptor;
   const Status status = exchange(wire::METHOD_SHM_SEGMENT, &request, &reply, descriptor, deadline);
   const std::unique_lock lock(segments_mutex_);
-  if (status.code() == ErrorCode::kStaleIncarnation) segments_.erase(incarnation);
+  std::erase_if(segments_, [this](const auto& known) { return !board().open(known.second->place()); });
   MOONPOOL_RETURN_IF_ERROR(status);
   if (const auto found = segments_.find(incarnation); found != segments_.end()) return found->second;
   if (reply.board_index() >= kBoardSegments) return broken();
@@ -230,22 +232,14 @@ void PeerLink::pin_some(std::span<const PinWanted> wanted, std::span<PinOutcome>
   wire::ShmPinRequest request;
   const std::uint64_t first = next_pin_.fetch_add(wanted.size());
   request.set_first_pin(first);
-  std::vector<Incarnation> known;
+  IncarnationColumn incarnations;
   for (const auto& one : wanted) {
-    auto place = std::ranges::find(known, one.extent.incarnation);
-    const auto index = static_cast<std::uint32_t>(place - known.begin());
-    if (place == known.end()) {
-      known.push_back(one.extent.incarnation);
-      request.add_incarnation(one.extent.incarnation.to_bytes());
-    }
-    request.add_segment(index);
-    request.add_offset(one.extent.offset);
+    incarnations.add(request, one.extent);
     request.add_length(one.extent.length);
-    request.add_version_term(one.extent.version.term.value);
-    request.add_version_count(one.extent.version.count);
     request.add_first_chunk(one.first_chunk);
     request.add_chunk_count(one.chunk_count);
   }
+  incarnations.write_to(request);
   wire::ShmPinReply reply;
   Status status = exchange(wire::METHOD_SHM_PIN, &request, &reply, {}, deadline);
   if (status.ok() && reply.status_size() != static_cast<int>(wanted.size())) status = broken();

@@ -31,7 +31,8 @@
 
 namespace moonpool::transfer {
 
-// A mapped segment of the owner. Valid while its link is.
+// A mapped segment of the owner. Stays mapped as long as somebody holds it, whatever becomes of the link and the owner; its bytes belong to
+// nobody without a pin or an announced write, which hold the link.
 class MappedSegment {
  public:
   MappedSegment(SharedMemory memory, BoardPlace place);
@@ -48,17 +49,19 @@ class MappedSegment {
   std::unique_ptr<std::atomic<bool>[]> prepared_;  // by granule
 };
 
-// Extents pinned together; released by the destructor. Keeps the link.
+// Extents pinned together; released by the destructor. Keeps the link, and the memory that they lie in.
 class PeerLink;
 class PinSet {
  public:
-  PinSet(std::shared_ptr<PeerLink> link, std::vector<std::uint64_t> pins) : link_(std::move(link)), pins_(std::move(pins)) {}
+  PinSet(std::shared_ptr<PeerLink> link, std::shared_ptr<MappedSegment> segment, std::vector<std::uint64_t> pins)
+      : link_(std::move(link)), segment_(std::move(segment)), pins_(std::move(pins)) {}
   PinSet(const PinSet&) = delete;
   PinSet& operator=(const PinSet&) = delete;
   ~PinSet();
 
  private:
   const std::shared_ptr<PeerLink> link_;
+  const std::shared_ptr<MappedSegment> segment_;
   const std::vector<std::uint64_t> pins_;
 };
 
@@ -72,7 +75,8 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   [[nodiscard]] bool alive();
   [[nodiscard]] WriteRing& ring() { return *ring_; }
   [[nodiscard]] BoardView board() const { return BoardView(reinterpret_cast<const BoardMemory*>(board_memory_.bytes().data())); }
-  // The segment, mapped at its first use. kStaleIncarnation, kNotSupported (its memory cannot be shared).
+  // The segment, mapped at its first use; those that have closed are let go on that occasion. kStaleIncarnation, kNotSupported (its memory
+  // cannot be shared).
   [[nodiscard]] Result<std::shared_ptr<MappedSegment>> segment(const Incarnation& incarnation, Deadline deadline);
 
   struct PinWanted {

@@ -1,6 +1,8 @@
 #include "transfer/shm/shm_copy.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -8,13 +10,12 @@
 #include "base/sync_point.h"
 #include "transfer/checksum.h"
 #include "transfer/copy_and_hash.h"
+#include "transfer/open_extents.h"
 #include "transfer/pieces.h"
 
 namespace moonpool::transfer {
 
 namespace {
-
-constexpr std::size_t kGroup = 64;  // extents announced at a time, so that many threads share the ring
 
 Status out_of_time(const char* operation) {
   return {ErrorCode::kRpcTimeout, std::string("shared memory ") + operation + ": the deadline passed before all bytes were copied"};
@@ -52,36 +53,19 @@ class Segments {
 
 struct Outgoing {
   WriteOperation* operation = nullptr;
+  std::size_t index = 0;  // of the operation
   std::shared_ptr<MappedSegment> segment;
-  std::uint64_t number = 0;  // of its slot
+  std::optional<std::uint64_t> slot{};  // while it is announced and not settled
 };
 
-// Two extents of one batch must not overlap: their writers would not see each other. (Overlaps of different batches cannot come from one
-// master; the owner refuses them when it takes them into its catalogue.)
-void refuse_overlaps(std::vector<Outgoing>& batch) {
-  std::ranges::stable_sort(batch, [](const Outgoing& a, const Outgoing& b) {
-    return std::pair(a.operation->extent.incarnation, a.operation->extent.offset) <
-           std::pair(b.operation->extent.incarnation, b.operation->extent.offset);
-  });
-  const ExtentRef* last = nullptr;
-  std::erase_if(batch, [&](const Outgoing& item) {
-    const ExtentRef& extent = item.operation->extent;
-    if (last != nullptr && last->incarnation == extent.incarnation && extent.offset - last->offset < last->length) {
-      item.operation->status =
-          Status(ErrorCode::kInvalidWrite, "the extent at offset " + std::to_string(extent.offset) + " overlaps another one of its batch");
-      return true;
-    }
-    last = &extent;
-    return false;
-  });
-}
-
-std::vector<Outgoing> select(PeerLink& link, std::span<WriteOperation> operations, Deadline deadline) {
+// (Overlaps of different batches cannot come from one master; the owner refuses them when it takes them into its catalogue.)
+template <typename Check>
+std::vector<Outgoing> select(PeerLink& link, std::span<WriteOperation> operations, const Check& check, Deadline deadline) {
   std::vector<Outgoing> batch;
   batch.reserve(operations.size());
   Segments segments(link, deadline);
   for (auto& operation : operations) {
-    operation.status = check_operation(operation);
+    operation.status = check(operation);
     if (!operation.status.ok()) continue;
     auto segment = segments.of(operation.extent, ErrorCode::kInvalidWrite);
     if (!segment.ok()) {
@@ -89,79 +73,179 @@ std::vector<Outgoing> select(PeerLink& link, std::span<WriteOperation> operation
     } else if (!WriteRing::fits({(*segment)->place(), operation.extent, operation.key})) {
       operation.status = Status(ErrorCode::kNotSupported, "its key and checksums are too large to be announced");
     } else {
-      batch.push_back({&operation, std::move(*segment)});
+      batch.push_back({&operation, static_cast<std::size_t>(&operation - operations.data()), std::move(*segment)});
     }
   }
   refuse_overlaps(batch);
   return batch;
 }
 
-void give_up(PeerLink& link, Outgoing& item, Status status) {
-  item.operation->status = std::move(status);
-  if (link.ring().leave(item.number)) link.nudge();
+void leave(PeerLink& link, Outgoing& item) {
+  if (link.ring().leave(*item.slot)) link.nudge();
+  item.slot.reset();
 }
 
-void write_one(PeerLink& link, Outgoing& item, Stores stores, std::vector<std::uint64_t>& checksums, Deadline deadline) {
-  WriteOperation& operation = *item.operation;
-  const ExtentRef& extent = operation.extent;
+void give_up(PeerLink& link, Outgoing& item, Status status) {
+  item.operation->status = std::move(status);
+  leave(link, item);
+}
+
+// The memory of an announced extent, to be written; nothing when the board forbids it, and the write is given up.
+std::optional<MutableBytes> open(PeerLink& link, Outgoing& item) {
+  const ExtentRef& extent = item.operation->extent;
   if (Status status = link.board().permits(item.segment->place(), extent.offset, extent.version); !status.ok()) {
-    return give_up(link, item, std::move(status));
+    give_up(link, item, std::move(status));
+    return std::nullopt;
   }
   MOONPOOL_SYNC_POINT("shm.write.permitted");
   item.segment->prepare(extent.offset, extent.length);
-  const MutableBytes memory = item.segment->bytes().subspan(extent.offset, extent.length);
-  PieceCursor<ConstBytes> source(operation.source);
-  checksums.clear();
-  for (std::size_t at = 0; at < memory.size(); at += kChecksumChunk) {
-    if (link.ring().cancelled(item.number)) {
-      return give_up(link, item, {ErrorCode::kStaleTerm, "shared memory write: the grant was retired while its bytes were copied"});
-    }
-    if (deadline.expired()) return give_up(link, item, out_of_time("write"));
-    checksums.push_back(gather_chunk(source, memory.subspan(at, std::min(kChecksumChunk, memory.size() - at)), stores));
-    MOONPOOL_SYNC_POINT("shm.write.chunk_copied");
-  }
-  operation.checksum = root_of(checksums);
-  if (!link.ring().complete(item.number, checksums)) {
+  return item.segment->bytes().subspan(extent.offset, extent.length);
+}
+
+void complete(PeerLink& link, Outgoing& item, std::span<const std::uint64_t> checksums) {
+  item.operation->checksum = root_of(checksums);
+  if (link.ring().complete(*item.slot, checksums)) {
+    item.slot.reset();
+  } else {
     give_up(link, item, {ErrorCode::kStaleTerm, "shared memory write: the grant was retired before the write was complete"});
   }
 }
 
-// As many of the front of `rest` as fit into the ring; none only when it stays full.
-std::size_t announce(PeerLink& link, std::span<Outgoing> rest, Deadline deadline) {
+// Fills the announced extents of a group by copying, one after the other.
+class Copying {
+ public:
+  static constexpr std::size_t kGroup = 64;
+
+  Copying(std::span<const WriteOperation> operations, Deadline deadline) : stores_(stores_for(operations)), deadline_(deadline) {}
+
+  void operator()(PeerLink& link, std::span<Outgoing> group) {
+    for (auto& item : group) copy(link, item);
+  }
+
+ private:
+  void copy(PeerLink& link, Outgoing& item) {
+    const auto memory = open(link, item);
+    if (!memory) return;
+    PieceCursor<ConstBytes> source(item.operation->source);
+    checksums_.clear();
+    for (std::size_t at = 0; at < memory->size(); at += kChecksumChunk) {
+      if (link.ring().cancelled(*item.slot)) {
+        return give_up(link, item, {ErrorCode::kStaleTerm, "shared memory write: the grant was retired while its bytes were copied"});
+      }
+      if (deadline_.expired()) return give_up(link, item, out_of_time("write"));
+      checksums_.push_back(gather_chunk(source, memory->subspan(at, std::min(kChecksumChunk, memory->size() - at)), stores_));
+      MOONPOOL_SYNC_POINT("shm.write.chunk_copied");
+    }
+    complete(link, item, checksums_);
+  }
+
+  const Stores stores_;
+  const Deadline deadline_;
+  std::vector<std::uint64_t> checksums_;
+};
+
+// Has them filled by the caller, all at once.
+class InPlace {
+ public:
+  static constexpr std::size_t kGroup = kRingSlots / 4;  // the more at once the better, but others write, too
+
+  InPlace(const Fill& fill, Deadline deadline) : fill_(fill), deadline_(deadline) {}
+
+  void operator()(PeerLink& link, std::span<Outgoing> group) {
+    std::vector<OpenExtent> extents;
+    std::vector<Outgoing*> opened;
+    extents.reserve(group.size());
+    opened.reserve(group.size());
+    for (auto& item : group) {
+      if (deadline_.expired()) {
+        give_up(link, item, out_of_time("write in place"));
+      } else if (const auto memory = open(link, item)) {
+        extents.push_back({item.index, *memory, {item.segment->bytes(), item.segment}, {}, {}});
+        opened.push_back(&item);
+      }
+    }
+    if (extents.empty()) return;
+    fill_(extents);
+    for (std::size_t i = 0; i < extents.size(); ++i) {
+      if (Status status = check_filled(extents[i]); !status.ok()) {
+        give_up(link, *opened[i], std::move(status));
+      } else {
+        complete(link, *opened[i], extents[i].checksums);
+      }
+    }
+  }
+
+ private:
+  const Fill& fill_;
+  const Deadline deadline_;
+};
+
+// As many of the front of `rest` as fit into the ring, and not more than `most`; none only when it stays full.
+std::span<Outgoing> announce(PeerLink& link, std::span<Outgoing> rest, std::size_t most, Deadline deadline) {
   std::vector<WriteRing::Announcement> group;
-  for (const auto& item : rest.first(std::min(rest.size(), kGroup))) {
+  for (const auto& item : rest.first(std::min(rest.size(), most))) {
     group.push_back({item.segment->place(), item.operation->extent, item.operation->key});
   }
   auto numbers = link.ring().announce(group);
   if (numbers.empty() && link.harvest(deadline).ok()) numbers = link.ring().announce(group);
-  for (std::size_t i = 0; i < numbers.size(); ++i) rest[i].number = numbers[i];
-  return numbers.size();
+  for (std::size_t i = 0; i < numbers.size(); ++i) rest[i].slot = numbers[i];
+  return rest.first(numbers.size());
 }
 
-}  // namespace
-
-void shm_write(PeerLink& link, std::span<WriteOperation> operations, Deadline deadline) {
-  auto batch = select(link, operations, deadline);
-  auto rest = std::span(batch);
-  const Stores stores = stores_for(std::span<const WriteOperation>(operations));
-  std::vector<std::uint64_t> checksums;
-  while (!rest.empty()) {
-    const std::size_t count = announce(link, rest, deadline);
-    if (count == 0) break;
-    MOONPOOL_SYNC_POINT("shm.write.announced");
-    std::uint64_t bytes = 0;
-    for (auto& item : rest.first(count)) {
-      write_one(link, item, stores, checksums, deadline);
-      bytes += item.operation->extent.length;
+// Announced extents that filling has not settled, because it threw, are left when this ends: nobody touches them any more.
+class LeftAtTheEnd {
+ public:
+  LeftAtTheEnd(PeerLink& link, std::span<Outgoing> group) : link_(link), group_(group) {}
+  LeftAtTheEnd(const LeftAtTheEnd&) = delete;
+  LeftAtTheEnd& operator=(const LeftAtTheEnd&) = delete;
+  ~LeftAtTheEnd() {
+    for (auto& item : group_) {
+      if (item.slot) leave(link_, item);
     }
-    link.note_written(count, bytes);
-    rest = rest.subspan(count);
+  }
+
+ private:
+  PeerLink& link_;
+  const std::span<Outgoing> group_;
+};
+
+// Group by group, as the ring allows: announced, filled, complete or given up. Groups are small against the ring, so that many threads
+// share it.
+template <typename Filling>
+void write_groups(PeerLink& link, std::span<Outgoing> batch, Filling& filling, Deadline deadline) {
+  auto rest = batch;
+  while (!rest.empty()) {
+    const auto group = announce(link, rest, Filling::kGroup, deadline);
+    if (group.empty()) break;
+    const LeftAtTheEnd guard(link, group);
+    MOONPOOL_SYNC_POINT("shm.write.announced");
+    filling(link, group);
+    std::uint64_t bytes = 0;
+    for (const auto& item : group) bytes += item.operation->extent.length;
+    link.note_written(group.size(), bytes);
+    rest = rest.subspan(group.size());
   }
   for (const auto& item : rest) item.operation->status = Status(ErrorCode::kUnavailable, "shared memory: too many writes are under way");
   if (link.alive()) return;
   for (const auto& item : batch) {
     if (item.operation->status.ok()) item.operation->status = gone();
   }
+}
+
+}  // namespace
+
+void shm_write(PeerLink& link, std::span<WriteOperation> operations, Deadline deadline) {
+  const auto check = [](const WriteOperation& operation) { return check_operation(operation); };
+  auto batch = select(link, operations, check, deadline);
+  Copying copying(operations, deadline);
+  write_groups(link, batch, copying, deadline);
+}
+
+void shm_write_in_place(PeerLink& link, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline) {
+  const auto check = [](const WriteOperation& operation) { return check_extent(operation.extent); };
+  auto batch = select(link, operations, check, deadline);
+  InPlace in_place(fill, deadline);
+  write_groups(link, batch, in_place, deadline);
 }
 
 // ---------------------------------------------------------------- read
@@ -264,10 +348,11 @@ void shm_view(const std::shared_ptr<PeerLink>& link, std::span<ViewOperation> op
     ViewOperation& operation = *asked[i];
     operation.status = outcomes[i].status;
     if (!operation.status.ok()) continue;
-    operation.pin = std::make_shared<PinSet>(link, std::vector{outcomes[i].pin});
+    operation.pin = std::make_shared<PinSet>(link, mapped[i], std::vector{outcomes[i].pin});
     mapped[i]->prepare(operation.extent.offset, operation.extent.length);
+    operation.region = {mapped[i]->bytes(), mapped[i]};
     operation.bytes = mapped[i]->bytes().subspan(operation.extent.offset, operation.extent.length);
-    if (verify) verify_view(operation, deadline);
+    if (verify && operation.verified) verify_view(operation, deadline);
   }
 }
 

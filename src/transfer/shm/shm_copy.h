@@ -13,6 +13,7 @@
 namespace moonpool::transfer {
 
 void shm_write(PeerLink& link, std::span<WriteOperation> operations, Deadline deadline);
+void shm_write_in_place(PeerLink& link, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline);
 void shm_read(const std::shared_ptr<PeerLink>& link, std::span<ReadOperation> operations, bool verify, Deadline deadline);
 void shm_view(const std::shared_ptr<PeerLink>& link, std::span<ViewOperation> operations, bool verify, Deadline deadline);
 

@@ -104,6 +104,12 @@ void ShmTransport::write(const Peer& peer, std::span<WriteOperation> operations,
   shm_write(*link, operations, deadline);
 }
 
+void ShmTransport::write_in_place(const Peer& peer, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline) {
+  const auto link = link_to(peer);
+  if (link == nullptr) return fail_all(operations, not_reached(peer));
+  shm_write_in_place(*link, operations, fill, deadline);
+}
+
 void ShmTransport::read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) {
   const auto link = link_to(peer);
   if (link == nullptr) return fail_all(operations, not_reached(peer));

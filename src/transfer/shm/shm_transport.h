@@ -4,7 +4,7 @@
 // no word with the owner (write_ring.h). A read of a whole object copies and hashes in one go and compares the root checksum that the
 // master gave with the look-up: right bytes are right whoever owns the memory by now, and anything else is read again under a pin of the
 // owner's. Ranges, and reads that are not verified, are always pinned: one exchange, and a release that nobody waits for. A view is a pin
-// and one pass of hashing.
+// and one pass of hashing. A write in place is a write whose groups its caller fills.
 //
 // Which peers: those whose abstract Unix socket answers and whose process has our uid. A session is made at first use and again after it
 // broke; a peer that cannot be reached is asked again after kAskAgain. Threads: any. Sessions outlive this object while views do.
@@ -41,6 +41,7 @@ class ShmTransport final : public Transport {
   void write(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) override;
   void read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) override;
   void view(const Peer& peer, std::span<ViewOperation> operations, Deadline deadline) override;
+  void write_in_place(const Peer& peer, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline) override;
 
  private:
   struct Known {

@@ -117,6 +117,27 @@ TEST_F(ShmTransportTest, AWriterRetiredBetweenItsAnnouncementAndItsFirstByteTouc
   EXPECT_EQ(*reinterpret_cast<std::byte*>(owner_.segments()[0].base), std::byte{0});
 }
 
+TEST_F(ShmTransportTest, AWriterInPlaceThatIsRetiredBeforeItsFirstByteIsNotAskedToFill) {
+  Stop stop("shm.write.announced");
+  std::vector<WriteOperation> batch{{extent(0, kSize), "key", {}, {}, 0}, {extent(kSize, kSize), "key", {}, {}, 0}};
+  std::vector<std::size_t> filled;
+  const auto fill = [&](std::span<OpenExtent> extents) {
+    for (auto& open : extents) {
+      filled.push_back(open.operation);
+      open.checksums.assign(chunks_of(open.memory.size()), 7);
+    }
+  };
+  std::thread writer([&] { transport_->write_in_place(peer_, batch, fill, soon()); });
+  stop.await();
+  EXPECT_EQ(retire(batch[0].extent, milliseconds(50)), 0U);
+  stop.go_on();
+  writer.join();
+  EXPECT_EQ(batch[0].status.code(), ErrorCode::kStaleTerm);
+  EXPECT_TRUE(batch[1].status.ok()) << batch[1].status.to_string();
+  EXPECT_THAT(filled, ::testing::ElementsAre(1U));
+  EXPECT_EQ(owner_.retire({}, soon()).size(), 1U);
+}
+
 TEST_F(ShmTransportTest, AGrantThatWasRetiredFirstIsRefusedAndItsNeighbourIsNot) {
   const auto doomed = extent(0, kSize);
   EXPECT_EQ(retire(doomed, seconds(20)), 1U);
@@ -227,6 +248,31 @@ TEST_F(ShmTransportTest, AViewOutlivesItsOwner) {
   EXPECT_TRUE(std::ranges::equal(seen.bytes, data_));
   EXPECT_EQ(write(extent(0, kSize), data_).status.code(), ErrorCode::kUnavailable);
   EXPECT_FALSE(transport_->reaches(peer_));
+}
+
+TEST_F(ShmTransportTest, AskingForAClosedSegmentAgainLeavesItsViewsAlone) {
+  const auto ref = extent(0, kSize);
+  const auto written = write(ref, data_);
+  const auto seen = view(ref, written.checksum);
+  ASSERT_TRUE(seen.status.ok());
+  ASSERT_TRUE(owner_.unmount(incarnation_, soon()).ok());
+  EXPECT_EQ(view(ref, written.checksum).status.code(), ErrorCode::kStaleIncarnation);
+  EXPECT_TRUE(std::ranges::equal(seen.bytes, data_));
+}
+
+TEST_F(ShmTransportTest, AClosedSegmentIsLetGoWhenAnotherOneIsMapped) {
+  const auto ref = extent(0, kSize);
+  const auto written = write(ref, data_);
+  auto seen = view(ref, written.checksum);
+  ASSERT_TRUE(seen.status.ok());
+  const std::weak_ptr<const void> mapping = seen.region.keeper;
+  const auto remounted = owner_.remount(incarnation_, soon());
+  ASSERT_TRUE(remounted.ok()) << remounted.status().to_string();
+  incarnation_ = *remounted;
+  ASSERT_TRUE(write(extent(0, kSize), data_).status.ok());
+  EXPECT_FALSE(mapping.expired());
+  seen = {};
+  EXPECT_TRUE(mapping.expired()) << "nobody looks at it any more";
 }
 
 TEST_F(ShmTransportTest, AWriterIsNotToldSuccessByAnOwnerThatEnded) {

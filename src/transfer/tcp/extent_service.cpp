@@ -8,6 +8,7 @@
 
 #include "base/sync_point.h"
 #include "transfer/checksum.h"
+#include "transfer/extent_columns.h"
 
 namespace moonpool::transfer {
 
@@ -22,47 +23,15 @@ Status contradiction(const Request& request, const std::string& what) {
                                     request.session()->peer_address() + ": " + what};
 }
 
-// The segments named by a request, parsed once.
-Result<std::vector<Incarnation>> incarnations_of(const Request& request, const google::protobuf::RepeatedPtrField<std::string>& column) {
-  std::vector<Incarnation> list;
-  list.reserve(static_cast<std::size_t>(column.size()));
-  for (const auto& bytes : column) {
-    const auto incarnation = Incarnation::from_bytes(bytes);
-    if (!incarnation) return contradiction(request, "an incarnation is not 16 bytes long");
-    list.push_back(*incarnation);
-  }
-  return list;
-}
-
-template <typename Message>
-ExtentRef extent_of(const Message& message, const std::vector<Incarnation>& incarnations, int i) {
-  ExtentRef ref;
-  ref.incarnation = incarnations[message.segment(i)];
-  ref.offset = message.offset(i);
-  ref.version = Version{Term{message.version_term(i)}, message.version_count(i)};
-  return ref;
-}
-
-// The columns have one entry each, the indexes are in range.
-template <typename Message>
-Status check_columns(const Request& request, const Message& message) {
-  const int entries = message.segment_size();
-  if (static_cast<std::size_t>(entries) > kMaxEntriesPerFrame) {
-    return {ErrorCode::kInvalidParams, "a frame of " + std::to_string(entries) + " entries is too large: split the batch"};
-  }
-  if (message.offset_size() != entries || message.version_term_size() != entries || message.version_count_size() != entries) {
-    return contradiction(request, "its columns differ in length");
-  }
-  for (const auto index : message.segment()) {
-    if (index >= static_cast<std::uint32_t>(message.incarnation_size())) return contradiction(request, "an entry refers to no segment");
-  }
-  return {};
+// Names the peer in an error about the message's columns.
+Status about(const Request& request, Status status) {
+  return status.code() == ErrorCode::kProtocol ? contradiction(request, status.message()) : status;
 }
 
 // ---------------------------------------------------------------- write
 
 Status check_write(const Request& request, const wire::WriteRequest& message) {
-  MOONPOOL_RETURN_IF_ERROR(check_columns(request, message));
+  MOONPOOL_RETURN_IF_ERROR(about(request, check_columns(message)));
   if (message.length_size() != message.segment_size() || message.key_size() != message.segment_size()) {
     return contradiction(request, "its columns differ in length");
   }
@@ -128,11 +97,7 @@ Task<Status> receive_entries(Request& request, std::vector<IncomingExtent>& entr
 Status conclude(Owner& owner, IncomingExtent& entry, const std::string& key) {
   if (entry.pin) return owner.complete_write(std::move(*entry.pin), key, entry.checksums);
   if (!already_complete(entry)) return entry.status;
-  // The writer did not see the answer to its first attempt. It is told success only if it means the same bytes.
-  const auto pin = owner.begin_read(entry.extent);
-  if (!pin.ok()) return {ErrorCode::kStaleTerm, "the extent was retired meanwhile"};
-  if (std::ranges::equal(pin->checksums(), entry.checksums)) return {};
-  return {ErrorCode::kInvalidWrite, "other bytes were already written under this grant"};
+  return owner.confirm_write(entry.extent, entry.checksums);
 }
 
 // ---------------------------------------------------------------- read
@@ -141,7 +106,7 @@ Status conclude(Owner& owner, IncomingExtent& entry, const std::string& key) {
 using Pins = std::vector<Owner::Pin>;
 
 Status check_read(const Request& request, const wire::ReadRequest& message) {
-  MOONPOOL_RETURN_IF_ERROR(check_columns(request, message));
+  MOONPOOL_RETURN_IF_ERROR(about(request, check_columns(message)));
   if (message.range_start_size() != message.segment_size() || message.range_length_size() != message.segment_size()) {
     return contradiction(request, "its columns differ in length");
   }
@@ -161,8 +126,8 @@ Task<Reply> handle_write(Owner& owner, Request& request) {
   wire::WriteRequest message;
   if (Status status = request.parse(message); !status.ok()) co_return status;
   if (Status status = check_write(request, message); !status.ok()) co_return status;
-  const auto incarnations = incarnations_of(request, message.incarnation());
-  if (!incarnations.ok()) co_return incarnations.status();
+  const auto incarnations = incarnations_of(message.incarnation());
+  if (!incarnations.ok()) co_return about(request, incarnations.status());
 
   auto entries = admit(owner, request, message, *incarnations);
   MOONPOOL_SYNC_POINT("extent_service.write.admitted");
@@ -181,8 +146,8 @@ Task<Reply> handle_read(Owner& owner, Request& request) {
   wire::ReadRequest message;
   if (Status status = request.parse(message); !status.ok()) co_return status;
   if (Status status = check_read(request, message); !status.ok()) co_return status;
-  const auto incarnations = incarnations_of(request, message.incarnation());
-  if (!incarnations.ok()) co_return incarnations.status();
+  const auto incarnations = incarnations_of(message.incarnation());
+  if (!incarnations.ok()) co_return about(request, incarnations.status());
 
   Reply reply;
   wire::ReadReply answer;

@@ -8,12 +8,12 @@
 #pragma once
 
 #include "net/server.h"
+#include "transfer/extent_columns.h"
 #include "transfer/owner.h"
 
 namespace moonpool::transfer {
 
-// Bounds of one frame. Clients stay below (tcp_transport.cpp); a server refuses more with kInvalidParams.
-inline constexpr std::size_t kMaxEntriesPerFrame = 65536;
+// Bound of one frame, with those of extent_columns.h. Clients stay below (tcp_transport.cpp); a server refuses more with kInvalidParams.
 inline constexpr std::uint64_t kMaxReadPayload = std::uint64_t{64} << 30;
 
 [[nodiscard]] net::Task<net::Reply> handle_write(Owner& owner, net::Request& request);

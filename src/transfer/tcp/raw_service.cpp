@@ -6,6 +6,7 @@
 
 #include "base/sync_point.h"
 #include "transfer/checksum.h"
+#include "transfer/cuda/served_moves.h"
 
 namespace moonpool::transfer {
 
@@ -20,10 +21,19 @@ constexpr std::uint64_t kChecksumSize = sizeof(std::uint64_t);
 // A request whose memory is held.
 struct Admitted {
   RegisteredMemory::Hold hold;
-  std::vector<MutableBytes> pieces;
+  std::vector<MutableBytes> pieces;  // empty when some are device memory
+  std::vector<AddressRange> ranges;
   std::uint64_t total = 0;
   bool checksum = false;
+
+  [[nodiscard]] bool with_devices() const { return !hold.with_devices().empty(); }
 };
+
+std::shared_ptr<cuda::ServedMoves::Admitted> for_devices(Admitted admitted) {
+  auto shared = std::make_shared<cuda::ServedMoves::Admitted>();
+  *shared = {std::move(admitted.hold), std::move(admitted.ranges), admitted.total, admitted.checksum};
+  return shared;
+}
 
 Result<Admitted> admit(RawService& service, const Request& request) {
   wire::RawRequest message;
@@ -51,6 +61,10 @@ Result<Admitted> admit(RawService& service, const Request& request) {
   auto hold = service.memory.hold(ranges);
   if (!hold.ok()) return hold.status();
   admitted.hold = std::move(*hold);
+  if (admitted.with_devices()) {
+    admitted.ranges = std::move(ranges);
+    return admitted;
+  }
   admitted.pieces.reserve(count);
   for (const auto& range : ranges) admitted.pieces.push_back(bytes_at(range));
   return admitted;
@@ -71,6 +85,10 @@ Task<Reply> handle_raw_write(RawService& service, Request& request) {
                      "write from " + request.session()->peer_address() + ": its payload is not as long as its pieces");
   }
   MOONPOOL_SYNC_POINT("raw_service.write.admitted");
+  if (admitted->with_devices()) {
+    auto write = service.devices->write(request, for_devices(std::move(*admitted)));
+    co_return co_await std::move(write);
+  }
   if (Status status = co_await request.receive(admitted->pieces); !status.ok()) co_return status;
   if (admitted->checksum) {
     std::uint64_t expected = 0;
@@ -87,6 +105,10 @@ Task<Reply> handle_raw_read(RawService& service, Request& request) {
   if (!admitted.ok()) co_return admitted.status();
   if (request.payload_length() != 0) {
     co_return Status(ErrorCode::kProtocol, "read from " + request.session()->peer_address() + ": it has a payload");
+  }
+  if (admitted->with_devices()) {
+    auto read = service.devices->read(request, for_devices(std::move(*admitted)));
+    co_return co_await std::move(read);
   }
   Reply reply{wire::Empty()};
   reply.payload.assign(admitted->pieces.begin(), admitted->pieces.end());
@@ -117,6 +139,7 @@ void serve(RawService& service, net::Server& server) {
   server.handle(wire::METHOD_RAW_READ, [&service](Request& request) { return handle_raw_read(service, request); });
   server.handle(wire::METHOD_NOTIFY, [&service](Request& request) { return handle_notify(service, request); });
   server.handle(wire::METHOD_DESCRIBE, [&service](Request&) -> Task<Reply> { co_return Reply(service.describe()); });
+  if (service.devices != nullptr) service.devices->serve(server);
   server.handle(wire::METHOD_PROBE, [](Request&) -> Task<Reply> { co_return Reply(wire::Empty()); });
 }
 

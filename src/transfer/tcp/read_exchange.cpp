@@ -102,10 +102,7 @@ wire::ReadRequest request_for(Frame frame) {
   for (const auto& item : frame) {
     const auto& extent = item.operation->extent;
     const auto covering = covering_range(*item.operation);
-    request.add_segment(incarnations.index_of(extent.incarnation));
-    request.add_offset(extent.offset);
-    request.add_version_term(extent.version.term.value);
-    request.add_version_count(extent.version.count);
+    incarnations.add(request, extent);
     request.add_range_start(covering.start);
     request.add_range_length(covering.length);
   }
@@ -134,13 +131,6 @@ bool root_holds(const ReadOperation& operation, std::span<const std::uint64_t> c
 }
 
 }  // namespace
-
-CoveringRange covering_range(const ReadOperation& operation) {
-  const std::uint64_t start = operation.start / kChecksumChunk * kChecksumChunk;
-  const std::uint64_t end = operation.start + operation.length;
-  const std::uint64_t tail = (kChecksumChunk - end % kChecksumChunk) % kChecksumChunk;
-  return {start, std::min(tail, operation.extent.length - end) + end - start};
-}
 
 ExchangeResult exchange_read(net::Lane& lane, Frame frame, bool verify, Deadline deadline) {
   if (Status sent = lane.send_request(wire::METHOD_READ, request_for(frame), 0, deadline); !sent.ok()) return {std::move(sent), false};

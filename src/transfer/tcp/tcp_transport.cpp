@@ -7,56 +7,13 @@
 #include <vector>
 
 #include "base/run_together.h"
-#include "transfer/pieces.h"
 #include "transfer/tcp/exchange.h"
 
 namespace moonpool::transfer {
 
 namespace {
 
-struct FrameSize {
-  std::uint64_t bytes = 0;
-  std::uint64_t key_bytes = 0;
-};
-
-FrameSize size_of(const WriteOperation& operation) { return {operation.extent.length, operation.key.size()}; }
-FrameSize size_of(const ReadOperation& operation) { return {covering_range(operation).length, 0}; }
-
-// Operations that need the network; the others have their outcome already.
-std::vector<Outgoing<WriteOperation>> select(std::span<WriteOperation> operations) {
-  std::vector<Outgoing<WriteOperation>> selected;
-  selected.reserve(operations.size());
-  for (auto& operation : operations) {
-    operation.status = check_operation(operation);
-    if (operation.status.ok()) selected.push_back({&operation});
-  }
-  return selected;
-}
-
-std::vector<Outgoing<ReadOperation>> select(std::span<ReadOperation> operations) {
-  std::vector<Outgoing<ReadOperation>> selected;
-  selected.reserve(operations.size());
-  for (auto& operation : operations) {
-    operation.status = check_operation(operation);
-    if (operation.status.ok() && operation.length > 0) selected.push_back({&operation});
-  }
-  return selected;
-}
-
-// The longest front of `rest` that fits one frame; an operation that is larger by itself goes alone.
-template <typename Operation>
-std::span<Outgoing<Operation>> next_frame(std::span<Outgoing<Operation>> rest) {
-  FrameSize total;
-  std::size_t count = 0;
-  while (count < std::min(rest.size(), TcpTransport::kFrameEntries)) {
-    const auto size = size_of(*rest[count].operation);
-    total.bytes += size.bytes;
-    total.key_bytes += size.key_bytes;
-    if (count > 0 && (total.bytes > TcpTransport::kFrameBytes || total.key_bytes > TcpTransport::kFrameKeyBytes)) break;
-    ++count;
-  }
-  return rest.first(count);
-}
+constexpr FrameSize kMostInFrame{TcpTransport::kFrameEntries, TcpTransport::kFrameBytes, TcpTransport::kFrameKeyBytes};
 
 // `exchange(lane)` over a lane of the pool, once more over another if the peer had closed the first before it said a word.
 template <typename Exchange>
@@ -78,7 +35,7 @@ void run_stripe(net::LanePool& lanes, const Peer& peer, std::span<Outgoing<Opera
   auto rest = stripe;
   Status path;
   while (!rest.empty() && path.ok()) {
-    const auto frame = next_frame(rest);
+    const auto frame = next_frame(rest, kMostInFrame);
     path = exchange_with_retry(
         lanes, peer, [&](net::Lane& lane) { return exchange(lane, frame); }, deadline);
     rest = rest.subspan(frame.size());
@@ -157,18 +114,6 @@ void TcpTransport::read(const Peer& peer, std::span<ReadOperation> operations, D
   run(
       lanes_, peer, operations, share.stripes(), [&](net::Lane& lane, auto frame) { return exchange_read(lane, frame, verify_, deadline); },
       deadline);
-}
-
-std::uint32_t IncarnationColumn::index_of(const Incarnation& incarnation) {
-  const auto index = static_cast<std::size_t>(std::ranges::find(known_, incarnation) - known_.begin());
-  if (index == known_.size()) known_.push_back(incarnation);
-  return static_cast<std::uint32_t>(index);
-}
-
-Status refused(const net::Lane& lane, const char* operation, const ExtentRef& extent, std::int32_t number) {
-  const auto code = static_cast<ErrorCode>(number);
-  return {code, std::string(operation) + " of " + std::to_string(extent.length) + " bytes at offset " + std::to_string(extent.offset) +
-                    " was refused by " + lane.peer().to_string() + ": " + std::string(name_of(code))};
 }
 
 }  // namespace moonpool::transfer

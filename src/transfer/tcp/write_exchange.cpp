@@ -56,11 +56,8 @@ wire::WriteRequest request_for(Frame frame, std::uint64_t& payload) {
   IncarnationColumn incarnations;
   for (const auto& item : frame) {
     const auto& extent = item.operation->extent;
-    request.add_segment(incarnations.index_of(extent.incarnation));
-    request.add_offset(extent.offset);
+    incarnations.add(request, extent);
     request.add_length(extent.length);
-    request.add_version_term(extent.version.term.value);
-    request.add_version_count(extent.version.count);
     request.add_key(item.operation->key.data(), item.operation->key.size());
     payload += extent.length + chunks_of(extent.length) * sizeof(std::uint64_t);
   }

@@ -1,0 +1,487 @@
+#include "transfer/cuda/copier.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "base/logging.h"
+#include "transfer/checksum.h"
+#include "transfer/cuda/launch_slots.h"
+
+namespace moonpool::transfer::cuda {
+
+namespace {
+
+static_assert(kChecksumChunk == kLargestChunk);
+
+// The hardware spreads a launch's blocks over idle multiprocessors before it gives any a second one. So one block for each that may be
+// taken is what keeps to the number; 512 threads have enough bytes under way for the link.
+constexpr std::uint32_t kBlocksPerMultiprocessor = 1;
+// Tables up to this size stay in pinned memory: a block reads its few entries from there in one or two round trips of the bus, about 1 us
+// each, where the copy would cost a call, the start of a copy engine and the hand-over to the kernel, some 5 us. Larger ones are read again
+// and again by all blocks, and go to the device once. (64 pieces of a 2 MiB block have 1.2 KiB.)
+constexpr std::uint64_t kReadInPlace = 4096;
+// How long wait() looks without a pause (a 2 MiB block takes 40 us), and how it goes on.
+constexpr std::chrono::microseconds kSpin{150};
+constexpr std::chrono::microseconds kShortestPause{10};
+constexpr std::chrono::microseconds kLongestPause{1000};
+// CU_STREAM_LEGACY and CU_STREAM_PER_THREAD: names of a stream that each device has.
+constexpr std::uintptr_t kLastImplicitStream = 2;
+
+struct Run {
+  std::uint64_t address = 0;
+  std::uint64_t offset = 0;  // in the job's bytes
+  std::uint64_t length = 0;
+};
+
+// Calls use(Run) for the pieces in order, neighbours joined where join(address) says so; never with an empty one.
+template <typename Join, typename Use>
+void for_each_run(std::span<const AddressRange> pieces, const Join& join, const Use& use) {
+  Run run;
+  for (const auto& piece : pieces) {
+    if (piece.length == 0) continue;
+    if (run.length > 0 && run.address + run.length == piece.address && join(piece.address)) {
+      run.length += piece.length;
+      continue;
+    }
+    if (run.length > 0) use(run);
+    run = {piece.address, run.offset + run.length, piece.length};
+  }
+  if (run.length > 0) use(run);
+}
+
+constexpr auto kAlways = [](std::uint64_t) { return true; };
+
+ConstBytes chunk_of(const CopyJob& job, std::size_t index) {
+  const std::size_t offset = index * kChecksumChunk;
+  return ConstBytes(job.contiguous).subspan(offset, std::min<std::size_t>(kChecksumChunk, job.contiguous.size() - offset));
+}
+
+// Whether the host hashes the job's last chunk.
+bool short_tail(const CopyJob& job) {
+  const std::uint64_t tail = job.length % kChecksumChunk;
+  return tail != 0 && tail <= kLeastHashed;
+}
+
+Status invalid(const std::string& what) { return {ErrorCode::kInvalidParams, "a copy of device memory: " + what}; }
+
+Status check(const CopyJob& job, int devices) {
+  if (job.device < 0 || job.device >= devices) {
+    return invalid("there is no GPU " + std::to_string(job.device) + ", this process has " + std::to_string(devices));
+  }
+  std::uint64_t rest = job.length;
+  for (const auto& piece : job.pieces) {
+    if (piece.length > rest) return invalid("the pieces have more than its " + std::to_string(job.length) + " bytes");
+    rest -= piece.length;
+  }
+  if (rest != 0)
+    return invalid("the pieces have " + std::to_string(job.length - rest) + " of its " + std::to_string(job.length) + " bytes");
+  if (job.device_address == 0 && job.contiguous.size() != job.length) {
+    return invalid("the contiguous memory has " + std::to_string(job.contiguous.size()) + " of its " + std::to_string(job.length) +
+                   " bytes");
+  }
+  if (job.checksums.empty()) return {};
+  if (job.device_address != 0) return invalid("checksums are for host memory alone");
+  if (job.checksums.size() == chunks_of(job.length)) return {};
+  return invalid("room for " + std::to_string(job.checksums.size()) + " checksums was given, for " + std::to_string(chunks_of(job.length)) +
+                 " chunks");
+}
+
+Status named(int device, const Status& status) {
+  return {status.code(), "copying memory of GPU " + std::to_string(device) + ": " + status.message()};
+}
+
+// Ever longer pauses of a wait, in proportion to how long it has been: 1/64 of it is lost at most, but for the clock's slack.
+class Pauses {
+ public:
+  void next() {
+    const auto waited = Deadline::Clock::now() - begin_;
+    if (waited < kSpin) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(std::clamp<std::chrono::nanoseconds>(waited / 64, kShortestPause, kLongestPause));
+    }
+  }
+
+ private:
+  const Deadline::Clock::time_point begin_ = Deadline::Clock::now();
+};
+
+// What the launch of one device has to do.
+struct Part {
+  CopyJob job;
+  std::uint64_t contiguous = 0;  // as the device sees it
+  HostRegions::Use use;          // keeps it pinned
+  std::size_t first_chunk = 0;   // of the launch's
+};
+
+struct Launch {
+  int device = 0;
+  std::vector<Part> parts;
+  std::size_t pieces = 0;
+  std::size_t chunks = 0;
+  std::uint64_t bytes = 0;
+  bool hash = false;
+  std::unique_ptr<LaunchSlot> slot;  // until ended
+  bool touched = false;              // something was queued on its stream
+  bool recorded = false;             // the event behind all of it as well
+  bool by_kernel = false;
+  bool ended = false;
+  Status status;  // valid once ended
+
+  // In the slot's pinned memory: pieces, chunks, checksums.
+  std::uint64_t chunks_offset() const { return pieces * sizeof(PieceEntry); }
+  std::uint64_t table_bytes() const { return chunks_offset() + chunks * sizeof(ChunkEntry); }
+  std::uint64_t pinned_bytes() const { return table_bytes() + chunks * sizeof(std::uint64_t); }
+};
+
+void count(Launch& launch, const Part& part) {
+  for_each_run(part.job.pieces, kAlways, [&](const Run&) { ++launch.pieces; });
+  launch.chunks += chunks_of(part.job.length);
+  launch.bytes += part.job.length;
+  launch.hash = launch.hash || !part.job.checksums.empty();
+}
+
+// Writes the tables into the slot's memory.
+void build_tables(const Launch& launch) {
+  std::byte* const memory = launch.slot->pinned().data();
+  auto* const pieces = reinterpret_cast<PieceEntry*>(memory);
+  auto* const chunks = reinterpret_cast<ChunkEntry*>(memory + launch.chunks_offset());
+  std::size_t piece = 0;
+  std::size_t chunk = 0;
+  for (const auto& part : launch.parts) {
+    std::uint64_t offset = 0;  // of the next chunk
+    for_each_run(part.job.pieces, kAlways, [&](const Run& run) {
+      const std::uint64_t end = run.offset + run.length;
+      for (; offset < end; offset += kChecksumChunk) {
+        const auto length = static_cast<std::uint32_t>(std::min<std::uint64_t>(kChecksumChunk, part.job.length - offset));
+        chunks[chunk++] = {part.contiguous + offset, offset, static_cast<std::uint32_t>(piece), length};
+      }
+      pieces[piece++] = {run.address - run.offset, end};
+    });
+  }
+}
+
+}  // namespace
+
+struct Copier::Ticket::Work {
+  Copier::Impl* copier = nullptr;
+  Direction direction = Direction::kGather;
+  std::vector<Launch> launches;
+  bool ended = false;
+  Status status;  // valid once ended: the first error
+};
+
+class Copier::Impl {
+ public:
+  using Work = Ticket::Work;
+
+  Impl(Driver& driver, HostRegions& regions, const Settings& settings) : driver_(driver), regions_(regions), settings_(settings) {
+    for (int device = 0; device < driver.device_count(); ++device) devices_.push_back(std::make_unique<Device>(driver, device));
+  }
+
+  Result<std::unique_ptr<Work>> submit(Direction direction, std::span<const CopyJob> jobs, Stream after) {
+    auto work = std::make_unique<Work>();
+    work->copier = this;
+    work->direction = direction;
+    MOONPOOL_RETURN_IF_ERROR(plan(*work, jobs));
+    work->ended = work->launches.empty();
+    Status status = prepare(*work);
+    if (status.ok()) status = order(*work, after);
+    for (auto launch = work->launches.begin(); status.ok() && launch != work->launches.end(); ++launch) {
+      status = queue(direction, *launch);
+      if (!status.ok()) status = named(launch->device, status);
+    }
+    if (status.ok()) return work;
+    abandon(*work);
+    return status;
+  }
+
+  Status wait(Work& work, std::optional<Deadline> deadline) {
+    if (work.ended) return work.status;
+    host_waits_.fetch_add(1, std::memory_order_relaxed);
+    bool late = false;
+    for (Pauses pauses; !look(work); pauses.next()) late = late || (deadline && deadline->expired());
+    if (!work.status.ok() || !late) return work.status;
+    return {ErrorCode::kRpcTimeout,
+            "the copy of device memory ended after its deadline: the GPU, or the stream that it had to wait for, is busy"};
+  }
+
+  // Whether all has ended; takes what has.
+  bool look(Work& work) {
+    if (work.ended) return true;
+    bool all = true;
+    for (auto& launch : work.launches) {
+      if (!launch.ended) look(work.direction, launch);
+      all = all && launch.ended;
+    }
+    if (!all) return false;
+    for (const auto& launch : work.launches) {
+      if (work.status.ok()) work.status = launch.status;
+    }
+    work.ended = true;
+    return true;
+  }
+
+  Counters counters() const { return {launches_.load(), copies_.load(), bytes_.load(), host_waits_.load()}; }
+
+ private:
+  struct Device {
+    Device(Driver& driver, int device) : slots(driver, device) {}
+    LaunchSlots slots;
+    std::atomic<bool> no_kernels{false};   // launch() has said so
+    std::atomic<std::uint32_t> blocks{0};  // that a launch may have; 0: not known yet
+  };
+
+  Device& device(int number) { return *devices_[static_cast<std::size_t>(number)]; }
+
+  // Sorts the jobs by device and finds their memory. Queues nothing.
+  Status plan(Work& work, std::span<const CopyJob> jobs) {
+    for (const auto& job : jobs) MOONPOOL_RETURN_IF_ERROR(check(job, driver_.device_count()));
+    for (const auto& job : jobs) {
+      if (job.length == 0) continue;
+      Part part{job, job.device_address, nullptr, 0};
+      if (part.contiguous == 0) {
+        auto found = regions_.device_address(job.device, job.contiguous);
+        if (!found) {
+          return {ErrorCode::kUnavailable,
+                  std::to_string(job.length) + " bytes of host memory are not pinned for GPU " + std::to_string(job.device) + " (yet)"};
+        }
+        part.contiguous = found->address;
+        part.use = std::move(found->use);
+      }
+      auto launch = std::ranges::find(work.launches, job.device, &Launch::device);
+      if (launch == work.launches.end()) {
+        launch = work.launches.emplace(work.launches.end());
+        launch->device = job.device;
+      }
+      part.first_chunk = launch->chunks;
+      count(*launch, part);
+      launch->parts.push_back(std::move(part));
+    }
+    return {};
+  }
+
+  // Slots and tables. Queues nothing.
+  Status prepare(Work& work) {
+    for (auto& launch : work.launches) {
+      auto& where = device(launch.device);
+      launch.by_kernel = !where.no_kernels.load(std::memory_order_relaxed);
+      auto slot = where.slots.take(launch.by_kernel ? launch.pinned_bytes() : 0);
+      if (!slot) return named(launch.device, slot.status());
+      launch.slot = std::move(slot).value();
+      if (launch.by_kernel) build_tables(launch);
+    }
+    return {};
+  }
+
+  // Has all launches wait for what is queued on `after` now.
+  Status order(Work& work, Stream after) {
+    if (work.launches.empty() || (after == Stream::kLegacyDefault && !settings_.after_default_stream)) return {};
+    if (static_cast<std::uintptr_t>(after) <= kLastImplicitStream) {
+      for (auto& launch : work.launches) {
+        Status status = driver_.record(launch.device, launch.slot->before(), after);
+        if (status.ok()) status = let_wait(launch, launch.slot->before());
+        if (!status.ok()) return named(launch.device, status);
+      }
+      return {};
+    }
+    // A stream is one device's, and records only events of that device; most often it is the first job's.
+    Status refused;
+    for (const auto& launch : work.launches) {
+      refused = driver_.record(launch.device, launch.slot->before(), after);
+      if (refused.ok()) return all_wait(work, launch.slot->before());
+    }
+    for (int number = 0; number < driver_.device_count(); ++number) {
+      if (std::ranges::find(work.launches, number, &Launch::device) != work.launches.end()) continue;
+      const auto event = driver_.create_event(number);
+      if (!event) continue;
+      const bool recorded = driver_.record(number, *event, after).ok();
+      const Status status = recorded ? all_wait(work, *event) : Status();
+      driver_.destroy_event(number, *event);
+      if (recorded) return status;
+    }
+    return Status(refused.code(), "the stream that a copy of device memory is ordered after: " + refused.message());
+  }
+
+  Status let_wait(Launch& launch, Event event) {
+    launch.touched = true;
+    return driver_.wait(launch.device, launch.slot->stream(), event);
+  }
+
+  Status all_wait(Work& work, Event event) {
+    for (auto& launch : work.launches) {
+      if (Status status = let_wait(launch, event); !status.ok()) return named(launch.device, status);
+    }
+    return {};
+  }
+
+  Status queue(Direction direction, Launch& launch) {
+    launch.touched = true;
+    if (launch.by_kernel) {
+      const Status status = queue_kernel(direction, launch);
+      if (status.code() == ErrorCode::kNotSupported) {
+        launch.by_kernel = false;
+        if (!device(launch.device).no_kernels.exchange(true)) {
+          log::info("cuda: GPU {} gets one copy a piece, and the host computes checksums: {}", launch.device, status.message());
+        }
+      } else if (!status.ok()) {
+        return status;
+      }
+    }
+    if (!launch.by_kernel) MOONPOOL_RETURN_IF_ERROR(queue_copies(direction, launch));
+    MOONPOOL_RETURN_IF_ERROR(driver_.record(launch.device, launch.slot->end(), launch.slot->stream()));
+    launch.recorded = true;
+    bytes_.fetch_add(launch.bytes, std::memory_order_relaxed);
+    return {};
+  }
+
+  Status queue_kernel(Direction direction, Launch& launch) {
+    auto& slot = *launch.slot;
+    std::uint64_t table = slot.pinned_address();
+    if (launch.table_bytes() > kReadInPlace) {
+      if (const auto memory = device(launch.device).slots.table_of(slot, launch.table_bytes()); memory != 0) {
+        MOONPOOL_RETURN_IF_ERROR(driver_.copy(launch.device, memory, table, launch.table_bytes(), slot.stream()));
+        table = memory;
+      }
+    }
+    if (direction == Direction::kScatter) {
+      for (const auto& part : launch.parts) {
+        if (!part.job.checksums.empty() && short_tail(part.job)) hash(part.job, part.job.checksums.size() - 1);
+      }
+    }
+    const bool gather = direction == Direction::kGather;
+    const Kernel kernel =
+        launch.hash ? (gather ? Kernel::kGatherHash : Kernel::kScatterHash) : (gather ? Kernel::kGather : Kernel::kScatter);
+    // NOLINTBEGIN(performance-no-int-to-ptr): the driver's addresses are integers
+    const MoveArguments arguments{
+        reinterpret_cast<const PieceEntry*>(table), reinterpret_cast<const ChunkEntry*>(table + launch.chunks_offset()),
+        reinterpret_cast<std::uint64_t*>(slot.pinned_address() + launch.table_bytes()), static_cast<std::uint32_t>(launch.chunks)};
+    // NOLINTEND(performance-no-int-to-ptr)
+    const auto blocks = static_cast<std::uint32_t>(std::min<std::size_t>(launch.chunks, most_blocks(launch.device)));
+    MOONPOOL_RETURN_IF_ERROR(driver_.launch(launch.device, kernel, {blocks, kThreads}, arguments, slot.stream()));
+    launches_.fetch_add(1, std::memory_order_relaxed);
+    return {};
+  }
+
+  std::uint32_t most_blocks(int number) {
+    auto& known = device(number).blocks;
+    if (const auto blocks = known.load(std::memory_order_relaxed); blocks != 0) return blocks;
+    std::uint32_t multiprocessors = std::max<std::uint32_t>(settings_.multiprocessors, 1);
+    if (const auto facts = driver_.facts(number); facts && facts->multiprocessors > 0) {
+      multiprocessors = std::min(multiprocessors, static_cast<std::uint32_t>(facts->multiprocessors));
+    }
+    known.store(multiprocessors * kBlocksPerMultiprocessor, std::memory_order_relaxed);
+    return multiprocessors * kBlocksPerMultiprocessor;
+  }
+
+  Status queue_copies(Direction direction, Launch& launch) {
+    Status status;
+    for (const auto& part : launch.parts) {
+      if (direction == Direction::kScatter) {
+        for (std::size_t i = 0; i < part.job.checksums.size(); ++i) hash(part.job, i);
+      }
+      // A copy must not reach from one allocation into the next one, even where their addresses touch.
+      const auto same_allocation = [&](std::uint64_t address) {
+        const auto memory = driver_.locate(address);
+        return memory && memory->base < address;
+      };
+      for_each_run(part.job.pieces, same_allocation, [&](const Run& run) {
+        if (!status.ok()) return;
+        const std::uint64_t contiguous = part.contiguous + run.offset;
+        const bool gather = direction == Direction::kGather;
+        status = driver_.copy(launch.device, gather ? contiguous : run.address, gather ? run.address : contiguous, run.length,
+                              launch.slot->stream());
+        if (status.ok()) copies_.fetch_add(1, std::memory_order_relaxed);
+      });
+    }
+    return status;
+  }
+
+  static void hash(const CopyJob& job, std::size_t chunk) { job.checksums[chunk] = checksum(chunk_of(job, chunk)); }
+
+  void look(Direction direction, Launch& launch) {
+    const auto done = driver_.done(launch.device, launch.slot->end());
+    if (done && !*done) return;
+    launch.ended = true;
+    if (!done) launch.status = named(launch.device, done.status());
+    if (done) take_checksums(direction, launch);
+    for (auto& part : launch.parts) part.use.reset();
+    device(launch.device).slots.give_back(std::move(launch.slot), done.ok());
+  }
+
+  static void take_checksums(Direction direction, const Launch& launch) {
+    const bool gather = direction == Direction::kGather;
+    const std::byte* const sums = launch.by_kernel ? launch.slot->pinned().data() + launch.table_bytes() : nullptr;
+    for (const auto& part : launch.parts) {
+      const auto& job = part.job;
+      if (job.checksums.empty()) continue;
+      if (launch.by_kernel) {
+        // The tail's of a scatter is there already.
+        const std::size_t hashed = job.checksums.size() - (short_tail(job) ? 1 : 0);
+        std::memcpy(job.checksums.data(), sums + part.first_chunk * sizeof(std::uint64_t), hashed * sizeof(std::uint64_t));
+        if (gather && short_tail(job)) hash(job, hashed);
+      } else if (gather) {
+        for (std::size_t i = 0; i < job.checksums.size(); ++i) hash(job, i);
+      }
+    }
+  }
+
+  // Ends a call that could not be queued whole. What was queued cannot be taken back and touches the caller's memory, so it is waited for.
+  void abandon(Work& work) {
+    bool waits = false;
+    for (auto& launch : work.launches) {
+      if (launch.slot == nullptr) continue;
+      if (launch.touched && !launch.recorded)
+        launch.recorded = driver_.record(launch.device, launch.slot->end(), launch.slot->stream()).ok();
+      if (launch.recorded) {
+        waits = true;
+        for (Pauses pauses;; pauses.next()) {
+          const auto done = driver_.done(launch.device, launch.slot->end());
+          if (!done || *done) break;
+        }
+      }
+      device(launch.device).slots.give_back(std::move(launch.slot), !launch.touched);
+    }
+    if (waits) host_waits_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  Driver& driver_;
+  HostRegions& regions_;
+  const Settings settings_;
+  std::vector<std::unique_ptr<Device>> devices_;
+  std::atomic<std::uint64_t> launches_{0};
+  std::atomic<std::uint64_t> copies_{0};
+  std::atomic<std::uint64_t> bytes_{0};
+  std::atomic<std::uint64_t> host_waits_{0};
+};
+
+Copier::Ticket::Ticket(std::unique_ptr<Work> work) : work_(std::move(work)) {}
+
+Copier::Ticket::~Ticket() { static_cast<void>(work_->copier->wait(*work_, std::nullopt)); }
+
+Copier::Copier(Driver& driver, HostRegions& regions, const Settings& settings) : impl_(std::make_unique<Impl>(driver, regions, settings)) {}
+Copier::~Copier() = default;
+
+Result<std::unique_ptr<Copier::Ticket>> Copier::submit(Direction direction, std::span<const CopyJob> jobs, Stream after) {
+  auto work = impl_->submit(direction, jobs, after);
+  if (!work) return work.status();
+  return std::unique_ptr<Ticket>(new Ticket(std::move(work).value()));
+}
+
+Status Copier::wait(Ticket& ticket, Deadline deadline) { return impl_->wait(*ticket.work_, deadline); }
+
+Result<bool> Copier::done(Ticket& ticket) {
+  auto& work = *ticket.work_;
+  if (!impl_->look(work)) return false;
+  if (!work.status.ok()) return work.status;
+  return true;
+}
+
+Copier::Counters Copier::counters() const { return impl_->counters(); }
+
+}  // namespace moonpool::transfer::cuda

@@ -1,0 +1,22 @@
+// How device memory is moved. Environment variables, read once when the runtime starts; bad ones are said in the log and the default is
+// taken.
+#pragma once
+
+#include <cstdint>
+
+namespace moonpool::transfer::cuda {
+
+struct Settings {
+  // MOONPOOL_CUDA_SMS: multiprocessors that one launch may take.
+  std::uint32_t multiprocessors = 16;
+  // MOONPOOL_CUDA_STAGING: bytes of pinned memory per process for peers that are not reached by shared memory ("64MB").
+  std::uint64_t staging_bytes = std::uint64_t{64} << 20;
+  // MOONPOOL_CUDA_CHECKSUMS=0: device data goes in place without checksums of its own; the host computes them where the path needs them.
+  bool checksums = true;
+  // MOONPOOL_CUDA_DEFAULT_STREAM=0: work is not ordered after the legacy default stream; for engines that synchronise themselves.
+  bool after_default_stream = true;
+
+  [[nodiscard]] static Settings from_environment();
+};
+
+}  // namespace moonpool::transfer::cuda
