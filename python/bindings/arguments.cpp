@@ -8,10 +8,15 @@ namespace nb = nanobind;
 
 namespace {
 
+// Sequences that are not meant as lists: a str would be taken for its letters.
+bool is_no_list(PyObject* source) {
+  return PyUnicode_Check(source) || PyBytes_Check(source) || PyDict_Check(source) || PyAnySet_Check(source);
+}
+
 // Calls `each` with every item of a sequence; false when `source` is none, or when `each` says so. The items are held during the call only.
 template <typename Each>
 bool for_each_item(PyObject* source, Each each) {
-  if (PyUnicode_Check(source) || PyBytes_Check(source) || PyDict_Check(source) || PyAnySet_Check(source)) return false;
+  if (is_no_list(source)) return false;
   const auto items = nb::steal<nb::object>(PySequence_Fast(source, ""));
   if (!items.is_valid()) {
     PyErr_Clear();
@@ -25,20 +30,27 @@ bool for_each_item(PyObject* source, Each each) {
   return true;
 }
 
+// An exact int; false, with no Python error left, for one that does not fit.
+bool read_int(PyObject* source, std::uint64_t& value) {
+  value = PyLong_AsUnsignedLongLong(source);
+  if (value != static_cast<std::uint64_t>(-1) || PyErr_Occurred() == nullptr) return true;
+  PyErr_Clear();
+  return false;
+}
+
 // Appends the integers of a sequence. Exact ints in a list or tuple, the usual case, are read in place: no Python code runs meanwhile, so
 // the items need no reference of their own.
 bool append_numbers(PyObject* source, std::vector<std::uint64_t>& values) {
   if (PyList_CheckExact(source) || PyTuple_CheckExact(source)) {
     const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(source));
     PyObject* const* items = PySequence_Fast_ITEMS(source);
-    if (std::all_of(items, items + count, [](PyObject* item) { return PyLong_CheckExact(item); })) {
-      const std::size_t first = values.size();
-      values.resize(first + count);
-      for (std::size_t i = 0; i < count; ++i) {
-        if (!read_number(items[i], values[first + i])) return false;
-      }
-      return true;
-    }
+    const std::size_t first = values.size();
+    values.resize(first + count);
+    std::size_t done = 0;
+    while (done < count && PyLong_CheckExact(items[done]) && read_int(items[done], values[first + done])) ++done;
+    if (done == count) return true;
+    if (PyLong_CheckExact(items[done])) return false;
+    values.resize(first);
   }
   return for_each_item(source, [&](const nb::object& item) { return read_number(item.ptr(), values.emplace_back()); });
 }
@@ -70,12 +82,7 @@ bool read_number(PyObject* source, std::uint64_t& value) {
     }
     source = index.ptr();
   }
-  value = PyLong_AsUnsignedLongLong(source);
-  if (value == static_cast<std::uint64_t>(-1) && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    return false;
-  }
-  return true;
+  return read_int(source, value);
 }
 
 bool Keys::read(PyObject* source) {
@@ -104,12 +111,25 @@ bool Numbers::read(PyObject* source) {
 bool NestedNumbers::read(PyObject* source) {
   ends_.reserve(length_hint(source));
   return for_each_item(source, [&](const nb::object& row) {
-    const bool fine = append_numbers(row.ptr(), values_);
-    ends_.push_back(values_.size());
+    const bool fine = append(row.ptr());
     // Rows are mostly of one length.
     if (ends_.size() == 1) values_.reserve(values_.size() * ends_.capacity());
     return fine;
   });
+}
+
+bool NestedNumbers::append(PyObject* row) {
+  const bool fine = append_numbers(row, values_);
+  ends_.push_back(values_.size());
+  return fine;
+}
+
+bool LazyRows::read(PyObject* source) {
+  if (is_no_list(source)) return false;
+  rows_ = nb::steal<nb::object>(PySequence_Tuple(source));
+  if (rows_.is_valid()) return true;
+  PyErr_Clear();
+  return false;
 }
 
 bool DeepNumbers::read(PyObject* source) { return read_rows(source, rows); }

@@ -4,7 +4,7 @@
 // are held until the call ends, because another Python thread may change the list meanwhile. Addresses and sizes are copied as integers,
 // and nested lists into one flat array. Anything that has __index__ counts as an integer, so numpy integers do.
 //
-// A wrong type is a TypeError, raised by nanobind with the call's signature; a value out of range too. What is of the right type but
+// A wrong type is a TypeError, raised by nanobind with the call's signature (of a row that is read later, by the call); a value out of range too. What is of the right type but
 // makes no sense (lengths that differ, null pointers) is left to the call, which answers it with a code per key.
 // Threads: built and destroyed with the interpreter lock held; read without it.
 #pragma once
@@ -51,10 +51,24 @@ class NestedNumbers {
     return std::span(values_).subspan(begin, ends_[row] - begin);
   }
   bool read(PyObject* source);
+  // One more row; false when it is no sequence of integers.
+  bool append(PyObject* row);
 
  private:
   std::vector<std::uint64_t> values_;
   std::vector<std::size_t> ends_;
+};
+
+// list[list[int]] whose rows are read when they are wanted, so that the bytes of the first rows can be on their way meanwhile. The outer
+// list is copied, so it keeps its length; rows are read with the interpreter lock held.
+class LazyRows {
+ public:
+  [[nodiscard]] std::size_t size() const { return static_cast<std::size_t>(PyTuple_GET_SIZE(rows_.ptr())); }
+  [[nodiscard]] PyObject* operator[](std::size_t row) const { return PyTuple_GET_ITEM(rows_.ptr(), static_cast<Py_ssize_t>(row)); }
+  bool read(PyObject* source);  // false when it is no sequence; says nothing of its rows
+
+ private:
+  nanobind::object rows_;
 };
 
 // list[list[list[int]]].
@@ -129,6 +143,7 @@ struct ReadingCaster {
 MOONPOOL_READING_CASTER(Keys, "list[str]");
 MOONPOOL_READING_CASTER(Numbers, "list[int]");
 MOONPOOL_READING_CASTER(NestedNumbers, "list[list[int]]");
+MOONPOOL_READING_CASTER(LazyRows, "list[list[int]]");
 MOONPOOL_READING_CASTER(DeepNumbers, "list[list[list[int]]]");
 MOONPOOL_READING_CASTER(NestedKeys, "list[list[str]]");
 MOONPOOL_READING_CASTER(Bytes, "Buffer");

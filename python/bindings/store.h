@@ -80,10 +80,10 @@ Codes write_values(Store& store, std::string_view call, WriteMode mode, std::spa
                    std::span<const std::span<const transfer::ConstBytes>> values, const ReplicateConfig& config);
 Codes write_memory(Store& store, std::string_view call, WriteMode mode, const Keys& keys, const Numbers& addresses, const Numbers& sizes,
                    const ReplicateConfig& config);
-Codes write_memory(Store& store, std::string_view call, WriteMode mode, const Keys& keys, const NestedNumbers& addresses,
-                   const NestedNumbers& sizes, const ReplicateConfig& config);
+Codes write_memory(Store& store, std::string_view call, WriteMode mode, const Keys& keys, const LazyRows& addresses, const LazyRows& sizes,
+                   const ReplicateConfig& config);
 Counts read_memory(Store& store, std::string_view call, const Keys& keys, const Numbers& addresses, const Numbers& sizes);
-Counts read_memory(Store& store, std::string_view call, const Keys& keys, const NestedNumbers& addresses, const NestedNumbers& sizes);
+Counts read_memory(Store& store, std::string_view call, const Keys& keys, const LazyRows& addresses, const LazyRows& sizes);
 Counts read_ranges(Store& store, std::string_view call, const Keys& keys, const NestedNumbers& addresses, const NestedNumbers& sizes,
                    const NestedNumbers& source_offsets);
 // Whole values; an entry is nullopt where the key cannot be read.

@@ -162,7 +162,7 @@ void bind_batch_writes(nb::class_<Store>& store) {
           "keys"_a, "buffer_ptrs"_a, "sizes"_a, config(), "As batch_put_from, but replaces what is there.")
       .def(
           "batch_put_from_multi_buffers",
-          [](Store& s, const Keys& keys, const NestedNumbers& addresses, const NestedNumbers& sizes, const ReplicateConfig& config) {
+          [](Store& s, const Keys& keys, const LazyRows& addresses, const LazyRows& sizes, const ReplicateConfig& config) {
             return write_memory(s, "batch_put_from_multi_buffers", WriteMode::kPut, keys, addresses, sizes, config);
           },
           "keys"_a, "all_buffer_ptrs"_a, "all_sizes"_a, config(),
@@ -170,7 +170,7 @@ void bind_batch_writes(nb::class_<Store>& store) {
           "(-200: the pool is full).")
       .def(
           "_write_pieces",
-          [](Store& s, const std::string& call, bool replace, const Keys& keys, const NestedNumbers& addresses, const NestedNumbers& sizes,
+          [](Store& s, const std::string& call, bool replace, const Keys& keys, const LazyRows& addresses, const LazyRows& sizes,
              const ReplicateConfig& config) {
             return write_memory(s, call, replace ? WriteMode::kUpsert : WriteMode::kPut, keys, addresses, sizes, config);
           },

@@ -187,7 +187,7 @@ void bind_reads_into_memory(nb::class_<Store>& store) {
           "keys"_a, "buffer_ptrs"_a, "sizes"_a, "get_into of each key: bytes read or a negative code, one per key.")
       .def(
           "batch_get_into_multi_buffers",
-          [](Store& s, const Keys& keys, const NestedNumbers& addresses, const NestedNumbers& sizes, bool) {
+          [](Store& s, const Keys& keys, const LazyRows& addresses, const LazyRows& sizes, bool) {
             return read_memory(s, "batch_get_into_multi_buffers", keys, addresses, sizes);
           },
           "keys"_a, "all_buffer_ptrs"_a, "all_sizes"_a, "prefer_alloc_in_same_node"_a = false,

@@ -10,6 +10,7 @@
 
 #include "base/logging.h"
 #include "store/client_runtime.h"
+#include "store/part_pipeline.h"
 
 namespace moonpool::store {
 
@@ -72,6 +73,7 @@ class Client::Impl {
   ClientRuntime runtime;
   std::mutex buffers_mutex;                         // guards buffers
   std::map<std::uintptr_t, std::uint64_t> buffers;  // registered: address -> size
+  PartPipeline pipeline;
 };
 
 Result<std::unique_ptr<Client>> Client::create(ClientOptions options) {
@@ -359,6 +361,8 @@ Status Client::unregister_buffer(const void* address) {
   return {ErrorCode::kInvalidParams,
           fmt::format("unregister_buffer: no buffer is registered at {:#x}", reinterpret_cast<std::uintptr_t>(address))};
 }
+
+PartPipeline& Client::pipeline() { return impl_->pipeline; }
 
 std::string Client::hostname() const { return impl_->runtime.hostname(); }
 

@@ -94,6 +94,8 @@ struct RangeRead {
   std::vector<std::uint64_t> source_offsets;  // one per destination
 };
 
+class PartPipeline;
+
 class Client {
  public:
   // Registers with the master, mounts the segment, publishes it in the metadata server. Every failure names what could not be reached.
@@ -136,6 +138,9 @@ class Client {
   // node are pinned for devices, in the background.
   Status register_buffer(const void* address, std::uint64_t size);
   Status unregister_buffer(const void* address);
+
+  // For callers that split a large batch of device memory into parts, each a put or get of its own.
+  [[nodiscard]] PartPipeline& pipeline();
 
   [[nodiscard]] std::string hostname() const;  // "host:port" as others see it
   Status ping();                               // the master answers

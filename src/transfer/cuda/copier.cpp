@@ -1,6 +1,7 @@
 #include "transfer/cuda/copier.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -21,6 +22,8 @@ static_assert(kChecksumChunk == kLargestChunk);
 // The hardware spreads a launch's blocks over idle multiprocessors before it gives any a second one. So one block for each that may be
 // taken is what keeps to the number; 512 threads have enough bytes under way for the link.
 constexpr std::uint32_t kBlocksPerMultiprocessor = 1;
+// A launch that finds the multiprocessors taken by others of its direction gets so large a share of the bound all the same.
+constexpr std::uint32_t kShares = 4;
 // Tables up to this size stay in pinned memory: a block reads its few entries from there in one or two round trips of the bus, about 1 us
 // each, where the copy would cost a call, the start of a copy engine and the hand-over to the kernel, some 5 us. Larger ones are read again
 // and again by all blocks, and go to the device once. (64 pieces of a 2 MiB block have 1.2 KiB.)
@@ -126,6 +129,7 @@ struct Launch {
   std::size_t chunks = 0;
   std::uint64_t bytes = 0;
   bool hash = false;
+  std::uint32_t blocks = 0;          // multiprocessors that it has taken
   std::unique_ptr<LaunchSlot> slot;  // until ended
   bool touched = false;              // something was queued on its stream
   bool recorded = false;             // the event behind all of it as well
@@ -233,8 +237,9 @@ class Copier::Impl {
   struct Device {
     Device(Driver& driver, int device) : slots(driver, device) {}
     LaunchSlots slots;
-    std::atomic<bool> no_kernels{false};   // launch() has said so
-    std::atomic<std::uint32_t> blocks{0};  // that a launch may have; 0: not known yet
+    std::atomic<bool> no_kernels{false};                       // launch() has said so
+    std::atomic<std::uint32_t> blocks{0};                      // that a launch may have; 0: not known yet
+    std::array<std::atomic<std::uint32_t>, 2> blocks_taken{};  // by launches in flight, by direction
   };
 
   Device& device(int number) { return *devices_[static_cast<std::size_t>(number)]; }
@@ -362,10 +367,26 @@ class Copier::Impl {
         reinterpret_cast<const PieceEntry*>(table), reinterpret_cast<const ChunkEntry*>(table + launch.chunks_offset()),
         reinterpret_cast<std::uint64_t*>(slot.pinned_address() + launch.table_bytes()), static_cast<std::uint32_t>(launch.chunks)};
     // NOLINTEND(performance-no-int-to-ptr)
-    const auto blocks = static_cast<std::uint32_t>(std::min<std::size_t>(launch.chunks, most_blocks(launch.device)));
-    MOONPOOL_RETURN_IF_ERROR(driver_.launch(launch.device, kernel, {blocks, kThreads}, arguments, slot.stream()));
+    take_blocks(direction, launch);
+    MOONPOOL_RETURN_IF_ERROR(driver_.launch(launch.device, kernel, {launch.blocks, kThreads}, arguments, slot.stream()));
     launches_.fetch_add(1, std::memory_order_relaxed);
     return {};
+  }
+
+  // What other launches of the direction have left of the bound, or a share of it that keeps the launch from waiting for them: they end soon,
+  // and together they keep the link busy.
+  void take_blocks(Direction direction, Launch& launch) {
+    const std::uint32_t most = most_blocks(launch.device);
+    auto& taken = device(launch.device).blocks_taken[static_cast<std::size_t>(direction)];
+    const std::uint32_t others = taken.load(std::memory_order_relaxed);
+    const std::uint32_t share = std::max({others < most ? most - others : 0, most / kShares, 1U});
+    launch.blocks = static_cast<std::uint32_t>(std::min<std::size_t>(launch.chunks, share));
+    taken.fetch_add(launch.blocks, std::memory_order_relaxed);
+  }
+
+  void give_blocks_back(Direction direction, Launch& launch) {
+    device(launch.device).blocks_taken[static_cast<std::size_t>(direction)].fetch_sub(launch.blocks, std::memory_order_relaxed);
+    launch.blocks = 0;
   }
 
   std::uint32_t most_blocks(int number) {
@@ -411,6 +432,7 @@ class Copier::Impl {
     if (!done) launch.status = named(launch.device, done.status());
     if (done) take_checksums(direction, launch);
     for (auto& part : launch.parts) part.use.reset();
+    give_blocks_back(direction, launch);
     device(launch.device).slots.give_back(std::move(launch.slot), done.ok());
   }
 
@@ -445,6 +467,7 @@ class Copier::Impl {
           if (!done || *done) break;
         }
       }
+      give_blocks_back(work.direction, launch);
       device(launch.device).slots.give_back(std::move(launch.slot), !launch.touched);
     }
     if (waits) host_waits_.fetch_add(1, std::memory_order_relaxed);

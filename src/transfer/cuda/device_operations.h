@@ -42,12 +42,13 @@ struct DeviceWay {
 
 // Empty pieces are nowhere; an operation of nothing else is the host's.
 template <typename Bytes>
-[[nodiscard]] int memory_of(const Runtime& runtime, std::span<const Bytes> pieces) {
+[[nodiscard]] int memory_of(Runtime::LookUp& look_up, std::span<const Bytes> pieces) {
+  look_up.begin_row();
   bool first = true;
   int memory = kHostMemory;
   for (const auto& piece : pieces) {
     if (piece.empty()) continue;
-    const int found = runtime.device_of(piece.data()).value_or(kHostMemory);
+    const int found = look_up.device_of(piece.data()).value_or(kHostMemory);
     if (!first && found != memory) return kSeveralMemories;
     memory = found;
     first = false;

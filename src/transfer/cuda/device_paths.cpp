@@ -17,8 +17,9 @@ namespace {
 template <typename Operation>
 std::vector<DeviceOperation> on_devices(const Runtime& runtime, std::span<const Operation> operations) {
   std::vector<DeviceOperation> found;
+  Runtime::LookUp look_up(runtime);
   for (std::size_t i = 0; i < operations.size(); ++i) {
-    const int memory = memory_of(runtime, pieces_of(operations[i]));
+    const int memory = memory_of(look_up, pieces_of(operations[i]));
     if (memory != kHostMemory) found.push_back({i, memory});
   }
   return found;

@@ -24,11 +24,16 @@ class Runtime::Ranges {
     std::optional<int> device;  // nullopt: host memory
   };
 
-  std::optional<Range> around(std::uint64_t address) const {
-    const std::shared_lock lock(mutex_);
+  void lock_shared() const { mutex_.lock_shared(); }
+  void unlock_shared() const { mutex_.unlock_shared(); }
+
+  // With the lock, as long as what is returned is used; null when it is in none. `guess`: tried first, and where it was found.
+  const Range* around(std::uint64_t address, std::uint32_t& guess) const {
+    if (guess < ranges_.size() && ranges_[guess].begin <= address && address < ranges_[guess].end) return &ranges_[guess];
     const auto after = std::ranges::upper_bound(ranges_, address, {}, &Range::begin);
-    if (after == ranges_.begin() || std::prev(after)->end <= address) return std::nullopt;
-    return *std::prev(after);
+    if (after == ranges_.begin() || std::prev(after)->end <= address) return nullptr;
+    guess = static_cast<std::uint32_t>(std::prev(after) - ranges_.begin());
+    return &ranges_[guess];
   }
 
   void add(const Range& range) {
@@ -134,8 +139,22 @@ void Runtime::replace_for_test(Runtime* runtime) {
 
 std::optional<int> Runtime::device_of(const void* address) const {
   const auto number = reinterpret_cast<std::uint64_t>(address);
-  if (const auto range = ranges_->around(number)) return range->device;
+  {
+    const std::shared_lock lock(*ranges_);
+    std::uint32_t guess = 0;
+    if (const auto* const range = ranges_->around(number, guess)) return range->device;
+  }
   return ask(*driver_, number);
+}
+
+Runtime::LookUp::LookUp(const Runtime& runtime) : runtime_(runtime) { runtime_.ranges_->lock_shared(); }
+Runtime::LookUp::~LookUp() { runtime_.ranges_->unlock_shared(); }
+
+std::optional<int> Runtime::LookUp::device_of(const void* address) {
+  if (place_ == guesses_.size()) guesses_.push_back(place_ == 0 ? 0 : guesses_.back());
+  const auto number = reinterpret_cast<std::uint64_t>(address);
+  if (const auto* const range = runtime_.ranges_->around(number, guesses_[place_++])) return range->device;
+  return ask(*runtime_.driver_, number);
 }
 
 void Runtime::remember(ConstBytes range) {

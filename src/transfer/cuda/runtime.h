@@ -4,9 +4,12 @@
 // there is no NVIDIA device). Threads: any. Lifetime: the process's; tests make runtimes of their own with a fake driver.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "transfer/cuda/copier.h"
@@ -32,6 +35,22 @@ class Runtime {
   // Which device an address of memory belongs to; nullopt for host memory. Ranges that were remembered cost a look into a small table,
   // others a call of the driver's.
   [[nodiscard]] std::optional<int> device_of(const void* address) const;
+  // The same for many addresses, with one lock for all of them and a guess for each: rows of pieces, as a paged cache has them, lie row
+  // after row in the same buffers. Registering waits while one lives.
+  class LookUp {
+   public:
+    explicit LookUp(const Runtime& runtime);
+    ~LookUp();
+    LookUp(const LookUp&) = delete;
+    LookUp& operator=(const LookUp&) = delete;
+    void begin_row() { place_ = 0; }
+    [[nodiscard]] std::optional<int> device_of(const void* address);
+
+   private:
+    const Runtime& runtime_;
+    std::vector<std::uint32_t> guesses_;  // by place in the row: the range where the piece there was found last
+    std::size_t place_ = 0;
+  };
   // Remembers where a registered buffer lies, until forget().
   void remember(ConstBytes range);
   void forget(const void* address);
