@@ -39,6 +39,33 @@ def test_a_paged_cache_comes_back_in_other_blocks_bit_for_bit(store, piece_bytes
         assert [store.unregister_buffer(layer.data_ptr()) for layer in cache.layers] == [0] * 5
 
 
+def test_a_large_batch_goes_in_parts(store) -> None:
+    cache = PagedCache("cuda", layers=8, blocks=256, piece_bytes=32768)  # 64 MiB are put
+    cache.randomize()
+    order = torch.randperm(128).tolist()
+    keys = [f"part{number}" for number in range(128)]
+    keys[100] = keys[3]  # in another part; either of its values may be first
+    assert put(store, keys, cache, order) == [0] * 128
+    assert store.remove(keys[50]) == 0
+    counts = get(store, keys, cache, [128 + block for block in order])
+    assert counts[50] == NOT_FOUND and set(counts[:50] + counts[51:]) == {cache.block_bytes}
+    for number in set(range(128)) - {3, 50, 100}:
+        assert torch.equal(cache.block(order[number]), cache.block(128 + order[number]))
+    first = cache.block(128 + order[3])
+    assert torch.equal(first, cache.block(128 + order[100]))
+    assert torch.equal(first, cache.block(order[3])) or torch.equal(first, cache.block(order[100]))
+
+
+def test_a_row_of_the_wrong_type_ends_a_large_batch_and_is_named(store) -> None:
+    cache = PagedCache("cuda", layers=8, blocks=128, piece_bytes=32768)
+    keys = [f"typed{number}" for number in range(128)]
+    addresses, sizes = [cache.addresses(block) for block in range(128)], [cache.sizes] * 128
+    addresses[120] = ["not a number"]
+    with pytest.raises(TypeError, match=r"all_buffer_ptrs\[120\]"):
+        store.batch_put_from_multi_buffers(keys, addresses, sizes)
+    assert store.is_exist(keys[0]) == 1 and store.is_exist(keys[127]) == 0
+
+
 def test_wherever_the_pools_memory_is(any_store) -> None:
     cache = PagedCache("cuda", layers=8, blocks=64, piece_bytes=32768)
     cache.randomize()
