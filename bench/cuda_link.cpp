@@ -2,14 +2,13 @@
 // multiprocessors, with and without checksums, beside one driver copy of the same bytes; both directions at once; where the time of one 2
 // MiB block goes; what the host pays for a piece.
 //
-// The host's memory is a shared mapping that HostRegions pins, as a segment of the pool is. Times are wall-clock times of submit() and
-// wait(); each figure is the median of its calls, after one that is not counted. What a gather brings back of what a scatter took is
-// compared, once for each size of pieces.
+// The host's memory is a shared mapping that HostRegions pins, as a segment of the pool is, and for comparison of other kinds. Times are
+// wall-clock times of submit() and wait(); each figure is the median of its calls, after one that is not counted. What a gather brings back
+// of what a scatter took is compared, once for each size of pieces.
 //   cuda_link [--device 0] [--quick] [--fake]
 // prints a JSON line for each figure, as bench_cuda_worker.py does: path, shape, operation (put is a gather), side, unit, record. --fake
 // takes tiny sizes on the tests' driver, to see that the program works. A whole run is under 25 s on an H200.
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -25,12 +24,12 @@
 #include <thread>
 #include <vector>
 
-#include "net/unique_fd.h"
 #include "transfer/checksum.h"
 #include "transfer/cuda/copier.h"
 #include "transfer/cuda/driver.h"
 #include "transfer/cuda/host_regions.h"
 #include "transfer/cuda/loaded_driver.h"
+#include "transfer/shm/shared_memory.h"
 #ifdef MOONPOOL_FAKE_CUDA
 #include "transfer/cuda/fake_driver.h"
 #endif
@@ -129,35 +128,81 @@ std::string side_text(std::uint32_t multiprocessors, bool checksums) {
 
 // -------------------------------------------------------------------------------------------------------------------------- memory
 
-// Shared memory as a segment of the pool has it, pinned by HostRegions.
+enum class HostKind : std::uint8_t {
+  kShared,       // as a segment of the pool is: in huge pages where the host has reserved some
+  kTransparent,  // private memory for which transparent huge pages are asked
+  kDriver,       // the driver's own
+};
+
+struct Kind {
+  HostKind kind;
+  const char* name;
+};
+constexpr Kind kKinds[] = {{HostKind::kShared, "shared, as a segment"},
+                           {HostKind::kTransparent, "private, transparent huge pages"},
+                           {HostKind::kDriver, "the driver's own"}};
+
+// Host memory that HostRegions knows.
 class HostMemory {
  public:
-  HostMemory(HostRegions& regions, std::uint64_t size) {
-    const net::UniqueFd file(::memfd_create("cuda_link", MFD_CLOEXEC));
-    if (file.get() < 0 || ::ftruncate(file.get(), static_cast<off_t>(size)) != 0) die("no shared memory of " + size_text(size));
-    void* const memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file.get(), 0);
-    if (memory == MAP_FAILED) die("no mapping of " + size_text(size) + " of shared memory");
-    mapping_ = std::shared_ptr<void>(memory, [size](void* begin) { ::munmap(begin, size); });
-    bytes_ = {static_cast<std::byte*>(memory), size};
-    regions.want(bytes_, mapping_, "cuda_link's memory");
+  HostMemory(Driver& driver, HostRegions& regions, HostKind kind, std::uint64_t size) : driver_(driver), regions_(regions), kind_(kind) {
+    if (kind == HostKind::kDriver) {
+      bytes_ = must(driver.allocate_host(size));
+      regions.add_pinned(bytes_);
+      return;
+    }
+    keeper_ = kind == HostKind::kShared ? shared(size) : transparent(size);
+    std::memset(bytes_.data(), 1, size);
+    regions.want(bytes_, keeper_, "cuda_link's memory");
+    if (!regions.wait_settled(soon())) die("the host's memory is not pinned after 30 s");
+  }
+  HostMemory(const HostMemory&) = delete;
+  HostMemory& operator=(const HostMemory&) = delete;
+  ~HostMemory() {
+    if (kind_ != HostKind::kDriver) return;
+    regions_.forget(bytes_.data());
+    driver_.free_host(bytes_);
   }
   [[nodiscard]] MutableBytes get() const { return bytes_; }
 
  private:
-  std::shared_ptr<void> mapping_;
+  std::shared_ptr<const void> shared(std::uint64_t size) {
+    auto memory = SharedMemory::create_huge("cuda_link", size);
+    if (!memory.ok()) memory = SharedMemory::create("cuda_link", size);
+    auto kept = std::make_shared<SharedMemory>(must(std::move(memory)));
+    bytes_ = kept->bytes().first(size);
+    return kept;
+  }
+  std::shared_ptr<const void> transparent(std::uint64_t size) {
+    void* const memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) die("no mapping of " + size_text(size));
+    static_cast<void>(::madvise(memory, size, MADV_HUGEPAGE));  // where they are off, the figures are those of small pages
+    bytes_ = {static_cast<std::byte*>(memory), size};
+    return std::shared_ptr<const void>(memory, [size](const void* begin) { ::munmap(const_cast<void*>(begin), size); });
+  }
+
+  Driver& driver_;
+  HostRegions& regions_;
+  const HostKind kind_;
+  std::shared_ptr<const void> keeper_;
   MutableBytes bytes_;
 };
 
-// Room for pieces on the device and for the same bytes on the host: one direction's.
+// Memory of the device for pieces, and of the host for the same bytes.
+struct Place {
+  std::uint64_t device_address = 0;
+  MutableBytes host;
+};
+
+// One direction's place.
 class Memory {
  public:
   Memory(Driver& driver, HostRegions& regions, int device, std::uint64_t size)
-      : driver_(driver), device_(device), host_(regions, size), address_(must(driver.allocate(device, size))) {}
+      : driver_(driver), device_(device), host_(driver, regions, HostKind::kShared, size), address_(must(driver.allocate(device, size))) {}
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   ~Memory() { driver_.free(device_, address_); }
-  [[nodiscard]] MutableBytes host() const { return host_.get(); }
-  [[nodiscard]] std::uint64_t address() const { return address_; }
+  [[nodiscard]] Place place() const { return {address_, host_.get()}; }
 
  private:
   Driver& driver_;
@@ -169,19 +214,20 @@ class Memory {
 // All of a memory's bytes in pieces that lie on the device in a random order; as one job, or as several of equal size.
 class Pieces {
  public:
-  Pieces(const Memory& memory, int device, std::uint64_t total, std::uint64_t piece, std::uint64_t jobs, bool checksums) {
+  Pieces(const Place& place, int device, std::uint64_t total, std::uint64_t piece, std::uint64_t jobs, bool checksums) {
     const std::uint64_t count = total / piece;
-    std::vector<std::uint64_t> places(count);
-    std::iota(places.begin(), places.end(), 0);
-    std::ranges::shuffle(places, std::mt19937_64(piece));
-    for (const auto place : places) pieces_.push_back({memory.address() + place * piece, piece});
+    std::vector<std::uint64_t> order(count);
+    std::iota(order.begin(), order.end(), 0);
+    std::ranges::shuffle(order, std::mt19937_64(piece));
+    for (const auto number : order) pieces_.push_back({place.device_address + number * piece, piece});
     const std::uint64_t each = count / jobs;
     for (std::uint64_t job = 0; job < jobs; ++job) {
       const std::uint64_t length = each * piece;
       jobs_.push_back({.device = device,
                        .pieces = std::span(pieces_).subspan(job * each, each),
-                       .contiguous = memory.host().subspan(job * length, length),
-                       .length = length});
+                       .contiguous = place.host.subspan(job * length, length),
+                       .length = length,
+                       .checksums = {}});
       bytes_ += length;
     }
     if (!checksums) return;
@@ -266,8 +312,7 @@ class Bench {
         regions_(driver),
         out_(driver, regions_, plan_.device, plan_.bytes),
         in_(driver, regions_, plan_.device, plan_.bytes) {
-    if (!regions_.wait_settled(soon())) die("the host's memory is not pinned after 30 s");
-    if (!regions_.device_address(plan_.device, out_.host()) || !regions_.device_address(plan_.device, in_.host())) {
+    if (!regions_.device_address(plan_.device, out_.place().host) || !regions_.device_address(plan_.device, in_.place().host)) {
       die("the host's memory could not be pinned: the log above says why");
     }
   }
@@ -277,6 +322,7 @@ class Bench {
     whole_buffer();
     rates();
     both_at_once();
+    host_memories();
     driver_calls();
     latency();
     host_cost();
@@ -289,7 +335,7 @@ class Bench {
     settings.after_default_stream = after_default_stream;
     return settings;
   }
-  [[nodiscard]] const Memory& memory(Direction direction) const { return direction == Direction::kGather ? out_ : in_; }
+  [[nodiscard]] Place place(Direction direction) const { return (direction == Direction::kGather ? out_ : in_).place(); }
 
   // What a scatter has written comes back by a gather, with the same checksums.
   void compare() {
@@ -301,21 +347,21 @@ class Bench {
       std::memcpy(wanted.data() + at, &word, 8);
     }
     for (const auto piece : plan_.pieces) {
-      const Pieces pieces(in_, plan_.device, plan_.bytes, piece, 1, true);
-      std::ranges::copy(wanted, in_.host().begin());
+      const Pieces pieces(in_.place(), plan_.device, plan_.bytes, piece, 1, true);
+      std::ranges::copy(wanted, in_.place().host.begin());
       move(copier, Direction::kScatter, pieces.jobs());
       const auto scattered = pieces.checksums();
-      std::memset(in_.host().data(), 0, plan_.bytes);
+      std::memset(in_.place().host.data(), 0, plan_.bytes);
       move(copier, Direction::kGather, pieces.jobs());
-      if (std::memcmp(in_.host().data(), wanted.data(), pieces.bytes()) != 0 || pieces.checksums() != scattered) {
+      if (std::memcmp(in_.place().host.data(), wanted.data(), pieces.bytes()) != 0 || pieces.checksums() != scattered) {
         die("pieces of " + size_text(piece) + " came back with other bytes or checksums");
       }
     }
   }
 
-  void copy_whole(Direction direction, std::uint64_t bytes, Lane& lane) {
-    const auto host = must(driver_.device_address(plan_.device, memory(direction).host().data()));
-    const auto there = memory(direction).address();
+  void copy_whole(Direction direction, const Place& place, std::uint64_t bytes, Lane& lane) {
+    const auto host = must(driver_.device_address(plan_.device, place.host.data()));
+    const auto there = place.device_address;
     const bool gather = direction == Direction::kGather;
     must(driver_.copy(plan_.device, gather ? host : there, gather ? there : host, bytes, lane.stream()));
     lane.finish();
@@ -324,12 +370,12 @@ class Bench {
   void whole_buffer() {
     Lane lane(driver_, plan_.device), other(driver_, plan_.device);
     for (const auto direction : {Direction::kGather, Direction::kScatter}) {
-      const auto rates = rates_of(plan_.calls, plan_.bytes, [&] { copy_whole(direction, plan_.bytes, lane); });
+      const auto rates = rates_of(plan_.calls, plan_.bytes, [&] { copy_whole(direction, place(direction), plan_.bytes, lane); });
       tell_rate("link", "whole buffer", word(direction), "one copy", rates, 0, false);
       std::vector<double> micros;
       for (int call = 0; call < plan_.block_calls; ++call) {
         const auto start = Clock::now();
-        copy_whole(direction, plan_.block, lane);
+        copy_whole(direction, place(direction), plan_.block, lane);
         micros.push_back(seconds_since(start) * 1e6);
       }
       const double p50 = quantile(micros, 0.5);
@@ -337,8 +383,8 @@ class Bench {
            {{"rate", 1e6 / p50}, {"p50_us", p50}, {"p99_us", quantile(micros, 0.99)}});
     }
     const auto rates = rates_of(plan_.calls, 2 * plan_.bytes, [&] {
-      std::thread thread([&] { copy_whole(Direction::kScatter, plan_.bytes, other); });
-      copy_whole(Direction::kGather, plan_.bytes, lane);
+      std::thread thread([&] { copy_whole(Direction::kScatter, in_.place(), plan_.bytes, other); });
+      copy_whole(Direction::kGather, out_.place(), plan_.bytes, lane);
       thread.join();
     });
     tell_rate("link", "whole buffer", "both", "one copy", rates, 0, false);
@@ -350,7 +396,7 @@ class Bench {
       for (const auto piece : plan_.pieces) {
         for (const auto direction : {Direction::kGather, Direction::kScatter}) {
           for (const bool checksums : {false, true}) {
-            const Pieces pieces(memory(direction), plan_.device, plan_.bytes, piece, 1, checksums);
+            const Pieces pieces(place(direction), plan_.device, plan_.bytes, piece, 1, checksums);
             const auto rates = rates_of(plan_.calls, pieces.bytes(), [&] { move(copier, direction, pieces.jobs()); });
             tell_rate("link", size_text(piece), word(direction), side_text(multiprocessors, checksums), rates, multiprocessors, checksums);
           }
@@ -365,13 +411,33 @@ class Bench {
       Copier copier(driver_, regions_, settings(multiprocessors));
       for (const auto piece : plan_.pieces) {
         for (const bool checksums : {false, true}) {
-          const Pieces out(out_, plan_.device, plan_.bytes, piece, 1, checksums), in(in_, plan_.device, plan_.bytes, piece, 1, checksums);
+          const Pieces out(out_.place(), plan_.device, plan_.bytes, piece, 1, checksums),
+              in(in_.place(), plan_.device, plan_.bytes, piece, 1, checksums);
           const auto rates = rates_of(plan_.calls, out.bytes() + in.bytes(), [&] {
             std::thread thread([&] { move(copier, Direction::kScatter, in.jobs()); });
             move(copier, Direction::kGather, out.jobs());
             thread.join();
           });
           tell_rate("link", size_text(piece), "both", side_text(multiprocessors, checksums), rates, multiprocessors, checksums);
+        }
+      }
+    }
+  }
+
+  // Whether it matters what the host's memory is made of.
+  void host_memories() {
+    Copier copier(driver_, regions_, Settings{});
+    Lane lane(driver_, plan_.device);
+    for (const auto& [kind, name] : kKinds) {
+      const HostMemory host(driver_, regions_, kind, plan_.bytes);
+      for (const auto direction : {Direction::kGather, Direction::kScatter}) {
+        const Place where{place(direction).device_address, host.get()};
+        const auto whole = rates_of(plan_.calls, plan_.bytes, [&] { copy_whole(direction, where, plan_.bytes, lane); });
+        tell_rate("link memory", name, word(direction), "one copy", whole, 0, false);
+        for (const auto piece : plan_.pieces) {
+          const Pieces pieces(where, plan_.device, plan_.bytes, piece, 1, true);
+          const auto rates = rates_of(plan_.calls, pieces.bytes(), [&] { move(copier, direction, pieces.jobs()); });
+          tell_rate("link memory", name, word(direction), size_text(piece), rates, Settings{}.multiprocessors, true);
         }
       }
     }
@@ -399,7 +465,7 @@ class Bench {
     tell_call("record on the default stream", [&] { must(driver_.record(plan_.device, lane.event(), Stream::kLegacyDefault)); });
     tell_call("wait", [&] { must(driver_.wait(plan_.device, lane.stream(), lane.event())); });
     tell_call("done", [&] { static_cast<void>(must(driver_.done(plan_.device, lane.event()))); });
-    tell_call("locate", [&] { static_cast<void>(driver_.locate(out_.address())); });
+    tell_call("locate", [&] { static_cast<void>(driver_.locate(out_.place().device_address)); });
     tell_call("launch", launch);
     tell_call("launch to its end", [&] {
       launch();
@@ -409,7 +475,7 @@ class Bench {
   }
 
   void latency() {
-    const Pieces smallest(out_, plan_.device, plan_.pieces.front(), plan_.pieces.front(), 1, false);
+    const Pieces smallest(out_.place(), plan_.device, plan_.pieces.front(), plan_.pieces.front(), 1, false);
     Copier copier(driver_, regions_, Settings{});
     tell_latency(copier, Direction::kGather, smallest, size_text(smallest.bytes()) + ", the least", "default", 0);
     for (const auto multiprocessors : plan_.latency_multiprocessors) {
@@ -417,7 +483,7 @@ class Bench {
         Copier ours(driver_, regions_, settings(multiprocessors, ordered));
         for (const auto direction : {Direction::kGather, Direction::kScatter}) {
           for (const bool checksums : {false, true}) {
-            const Pieces block(memory(direction), plan_.device, plan_.block, plan_.block_piece, 1, checksums);
+            const Pieces block(place(direction), plan_.device, plan_.block, plan_.block_piece, 1, checksums);
             const std::string side = side_text(multiprocessors, checksums) + (ordered ? "" : ", unordered");
             tell_latency(ours, direction, block, size_text(plan_.block), side, multiprocessors);
           }
@@ -452,7 +518,7 @@ class Bench {
     const auto piece = plan_.pieces.front();
     for (const auto direction : {Direction::kGather, Direction::kScatter}) {
       for (const auto jobs : {std::uint64_t{1}, plan_.jobs}) {
-        const Pieces pieces(memory(direction), plan_.device, plan_.bytes, piece, jobs, true);
+        const Pieces pieces(place(direction), plan_.device, plan_.bytes, piece, jobs, true);
         std::vector<double> submits, waits;
         for (int call = -1; call < plan_.calls; ++call) {
           const auto times = move(copier, direction, pieces.jobs());
@@ -461,7 +527,9 @@ class Bench {
           waits.push_back(times.wait);
         }
         const double submit = quantile(submits, 0.5), count = static_cast<double>(pieces.count());
-        tell("link host", std::to_string(pieces.count()) + " pieces of " + size_text(piece) + " in " + std::to_string(jobs) + " jobs",
+        tell("link host",
+             std::to_string(pieces.count()) + " pieces of " + size_text(piece) + " in " + std::to_string(jobs) +
+                 (jobs == 1 ? " job" : " jobs"),
              word(direction), "submit", "pieces/s",
              {{"rate", count / submit},
               {"ns_a_piece", submit / count * 1e9},

@@ -210,7 +210,7 @@ class Run:
         except (UserError, OSError) as error:
             self.failed.append(f"{name}: {str(error).splitlines()[0]}")
             told(f"{name} failed")
-            print(f"{name} failed: {error}", file=sys.stderr, flush=True)
+            print(error.render() if isinstance(error, UserError) else f"{name} failed: {error}", file=sys.stderr, flush=True)
 
     def _spoken(self, name: str, argv: Sequence[str], variables: dict[str, str], told: Callable[[str], None]) -> Iterator[Cell]:
         log = self._folder / f"{name}.log"
@@ -356,6 +356,16 @@ def _parts(results: Results, markdown: bool) -> str:
     return grid(head, rows, markdown)
 
 
+def _memories(results: Results, markdown: bool) -> str:
+    cells = _of(results, "link memory")
+    sides = list(dict.fromkeys(cell.side for cell in cells))
+    rows = []
+    for shape, operation in dict.fromkeys((cell.shape, cell.operation) for cell in cells):
+        found = [results.find("cuda", "link memory", shape, 1, operation, side) for side in sides]
+        rows.append((shape, operation, *(_median(cell, "rate") for cell in found)))
+    return grid(("host memory", "work", *sides), rows, markdown)
+
+
 def _driver(results: Results, markdown: bool) -> str:
     rows = [(cell.shape, _median(cell, "p50_us", ".2f"), _median(cell, "p99_us", ".2f")) for cell in _of(results, "link driver")]
     return grid(("call", "p50 us", "p99 us"), rows, markdown)
@@ -405,6 +415,7 @@ def tables(results: Results, markdown: bool) -> str:
         ("The copier by itself, with checksums: GB/s by the size of pieces and the multiprocessors of a launch", _curve),
         ("The copier's checksums: GB/s without / with, and what they change", _checksums),
         ("One block by the copier: submit() and the wait for its end; unordered: not after the default stream", _parts),
+        ("What the host's memory is made of: GB/s of one copy, and of pieces with the default settings", _memories),
         ("Calls of the driver", _driver),
         ("What the host does for each piece", _host),
     ]

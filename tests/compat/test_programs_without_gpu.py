@@ -28,10 +28,11 @@ LINK_LINES = [
     link_line("link", "whole buffer", "put", "one copy", rate=50.0, sms=0, checksums=0),
     link_line("link", "32 KiB", "put", "16 SMs", rate=40.0, sms=16, checksums=0),
     link_line("link", "32 KiB", "put", "16 SMs, checksums", rate=38.0, sms=16, checksums=1),
+    link_line("link memory", "the driver's own", "put", "one copy", rate=51.0, sms=0, checksums=0),
     link_line("link driver", "launch", "call", "driver", rate=5e5, p50_us=2.0, p99_us=3.0),
     link_line("link latency", "2 MiB", "put", "16 SMs", rate=1e4, p50_us=100.0, p99_us=150.0, submit_us=30.0, wait_us=70.0),
     link_line("link latency", "2 MiB", "put", "16 SMs, unordered", rate=1e4, p50_us=96.5, p99_us=150.0, submit_us=26.5, wait_us=70.0),
-    link_line("link host", "32768 pieces of 4 KiB in 1 jobs", "put", "submit", rate=1e8, ns_a_piece=9.5, submit_us=311.0, wait_us=3000.0),
+    link_line("link host", "32768 pieces of 4 KiB in 1 job", "put", "submit", rate=1e8, ns_a_piece=9.5, submit_us=311.0, wait_us=3000.0),
     {"done": "link, 1 s"},
 ]
 
@@ -96,7 +97,8 @@ def test_the_links_tables_have_the_curve_the_checksums_cost_and_the_parts_of_a_c
     assert "| 32 KiB | put | 38.0 | 50.0 | 76% |" in text
     assert "| 32 KiB | put | 40.0 / 38.0 -5.0% |" in text
     assert "| 2 MiB | put | 16 SMs | 100.0 | 150.0 | 30.0 | 70.0 | 96.5 | 26.5 | 70.0 |" in text
-    assert "| launch | 2.00 | 3.00 |" in text and "| 32768 pieces of 4 KiB in 1 jobs | put | 9.5 | 311.0 | 3000.0 |" in text
+    assert "| the driver's own | put | 51.0 |" in text
+    assert "| launch | 2.00 | 3.00 |" in text and "| 32768 pieces of 4 KiB in 1 job | put | 9.5 | 311.0 | 3000.0 |" in text
 
 
 def test_a_program_that_fails_is_named_and_the_others_numbers_are_kept() -> None:
