@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from moonpool import bench_cuda
@@ -18,12 +19,12 @@ ROOT = Path(__file__).parents[2]
 pytest.importorskip("torch")
 
 
-def link_line(path: str, shape: str, operation: str, side: str, **record: float) -> dict[str, object]:
+def link_line(path: str, shape: str, operation: str, side: str, **record: float) -> dict[str, Any]:
     return {"path": path, "shape": shape, "operation": operation, "side": side, "unit": "GB/s", "record": record}
 
 
 # What bench/cuda_link.cpp says, shortened; ctest runs the program itself (cuda_link_runs).
-LINK_LINES = [
+LINK_LINES: list[dict[str, Any]] = [
     {"device": "a GPU", "multiprocessors": 132},
     link_line("link", "whole buffer", "put", "one copy", rate=50.0, sms=0, checksums=0),
     link_line("link", "32 KiB", "put", "16 SMs", rate=40.0, sms=16, checksums=0),
@@ -89,10 +90,8 @@ def test_the_links_tables_have_the_curve_the_checksums_cost_and_the_parts_of_a_c
     results = Results()
     for line in LINK_LINES:
         if "record" in line:
-            said = dict(line)
-            record = said.pop("record")
-            assert isinstance(record, dict)
-            results.cells.append(Cell(table="cuda", threads=1, rounds=[record], **said))  # type: ignore[arg-type,misc]
+            said = {name: value for name, value in line.items() if name != "record"}
+            results.cells.append(Cell(table="cuda", threads=1, rounds=[line["record"]], **said))
     text = bench_cuda.tables(results, markdown=True)
     assert "| 32 KiB | put | 38.0 | 50.0 | 76% |" in text
     assert "| 32 KiB | put | 40.0 / 38.0 -5.0% |" in text
