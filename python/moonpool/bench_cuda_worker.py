@@ -9,7 +9,9 @@ get brought is compared bit for bit, once for each contest.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import json
 import statistics
 import subprocess
@@ -17,15 +19,16 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from mooncake.engine import TransferEngine
 from mooncake.store import MooncakeDistributedStore
 
-CALL_BLOCKS = 256  # of one put or get
+CALL_BLOCKS = 4096  # of one put or get: a connector hands over a prompt's blocks in one call
 MOST_SINGLE_COPIES = 32768  # of the contestant with one copy a piece, whose rate does not depend on their number
+SINGLE_COPIES_ROUNDS = 1  # counted ones, since it is slow and the other contestants are what is compared closely
 COPY_BYTES_AT_ONCE = 64 << 20
 PIN_SECONDS = 120.0
 
@@ -288,11 +291,33 @@ def wait_until_pinned(device: Device, pool: Pool, status_page: str) -> None:
 # -------------------------------------------------------------------------------------------------------------------------- measures
 
 
+class Budget:
+    """Which shapes still fit into the time. The next one is taken to need what the last one did, and more as it has more bytes."""
+
+    def __init__(self, until: float | None) -> None:
+        self._until = until  # of time.time(); None: all fit
+        self._seconds, self._bytes = 0.0, 0
+
+    def fits(self, size: int) -> bool:
+        expected = self._seconds * max(1.0, size / self._bytes) if self._bytes else 0.0
+        return self._until is None or time.time() + expected <= self._until
+
+    def spent(self, seconds: float, size: int) -> None:
+        self._seconds, self._bytes = seconds, size
+
+
 def whole_prompts(device: Device, store: MooncakeDistributedStore, task: dict[str, Any]) -> None:
-    """Rates of put, get and both at once, of every contestant, their rounds interleaved."""
-    largest = max(shape["layers"] * shape["sides"] * shape["piece_bytes"] * shape["blocks"] for shape in task["shapes"])
-    host = device.pinned(2 * largest)
+    """Rates of put, get and both at once, of every contestant, their rounds interleaved; of the shapes for which there is time."""
+    host = device.pinned(0)
+    budget = Budget(task["until"])
     for shape in task["shapes"]:
+        size = shape["layers"] * shape["sides"] * shape["piece_bytes"] * shape["blocks"]
+        if not budget.fits(size):
+            tell(left_out=shape["name"])
+            continue
+        started = time.monotonic()
+        if host.numel() < 2 * size:
+            host = device.pinned(2 * size)
         prompt = Prompt(device, shape["layers"], shape["sides"], shape["piece_bytes"], shape["blocks"])
         pool = Pool(store, prompt)
         contestants = [pool, *(kind(prompt, host) for kind in (SingleCopies, IndexSelect, WholeBuffer))]
@@ -303,13 +328,16 @@ def whole_prompts(device: Device, store: MooncakeDistributedStore, task: dict[st
         for operation in ("put", "get", "both"):
             for round_number in range(-1, task["rounds"]):  # the first is not counted
                 for contestant in contestants:
+                    if isinstance(contestant, SingleCopies) and round_number >= SINGLE_COPIES_ROUNDS:
+                        continue
                     seconds = timed(device, contestant.job(operation))
                     contestant.between()
-                    moved = (prompt.bytes if contestant is pool else contestant.bytes) * (2 if operation == "both" else 1)
+                    moved = (prompt.bytes if isinstance(contestant, Pool) else contestant.bytes) * (2 if operation == "both" else 1)
                     if round_number >= 0:
                         record = {"rate": moved / seconds / 1e9, "bytes": moved}
                         tell(path="prompts", shape=shape["name"], operation=operation, side=contestant.name, unit="GB/s", record=record)
         pool.close()
+        budget.spent(time.monotonic() - started, size)
         tell(done=shape["name"])
         del prompt, pool, contestants
 
@@ -335,46 +363,65 @@ def latency(device: Device, store: MooncakeDistributedStore, task: dict[str, Any
 
 
 class Gemm:
-    """A matrix product over and over on a stream of its own, which nothing of the store's waits for."""
+    """A matrix product over and over on a stream of its own, which nothing of the store's waits for. Some are always queued behind the one that
+    runs, so that the device does not wait for this thread, which shares the interpreter with those that call the store."""
+
+    AT_A_TIME = 4
+    QUEUED = 3  # times AT_A_TIME
 
     def __init__(self, device: Device, size: int) -> None:
-        self._device, self._size, self._going = device, size, True
+        self._device, self._size = device, size
         self._a, self._b = (torch.randn(size, size, device=device.device, dtype=torch.bfloat16) for _ in range(2))
         self._out = torch.empty_like(self._a)
-        self.products, self.seconds = 0, 0.0
 
-    def run(self) -> None:
+    def teraflops(self, going: Callable[[], bool]) -> float:
+        """The rate while it goes on."""
+        products, queued = 0, collections.deque[Any]()
         with self._device.stream():
             started = time.perf_counter()
-            while self._going:
-                for _ in range(4):  # few, so that it ends when it is told
+            while going() or not products:
+                for _ in range(self.AT_A_TIME):
                     torch.matmul(self._a, self._b, out=self._out)
+                products += self.AT_A_TIME
                 if self._device.on_gpu:
-                    torch.cuda.current_stream(self._device.device).synchronize()
-                self.products += 4
-            self.seconds = time.perf_counter() - started
+                    queued.append(torch.cuda.current_stream(self._device.device).record_event())
+                if len(queued) == self.QUEUED:
+                    queued.popleft().synchronize()
+            for event in queued:
+                event.synchronize()
+            seconds = time.perf_counter() - started
+        return 2 * self._size**3 * products / seconds / 1e12
 
-    def stop(self) -> None:
-        self._going = False
+    def alone(self, seconds: float) -> float:
+        """Taken as beside() does, with nothing beside it."""
 
-    @property
-    def teraflops(self) -> float:
-        return 2 * self._size**3 * self.products / self.seconds / 1e12 if self.seconds else 0.0
+        def idle() -> float:
+            time.sleep(seconds)
+            return 0.0
 
+        return self.beside(idle)[1]
 
-@contextlib.contextmanager
-def beside(gemm: Gemm) -> Iterator[None]:
-    thread = threading.Thread(target=gemm.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        gemm.stop()
-        thread.join()
+    def beside(self, work: Callable[[], float]) -> tuple[float, float]:
+        """What the work answers, and this product's rate in the same time."""
+        ended, rates = threading.Event(), [0.0]
+
+        def products() -> None:
+            rates[0] = self.teraflops(lambda: not ended.is_set())
+
+        def worked() -> None:
+            try:
+                answers.append(work())
+            finally:
+                ended.set()
+
+        answers: list[float] = []
+        at_once(products, worked)
+        return answers[0], rates[0]
 
 
 def multiprocessors(device: Device, store: MooncakeDistributedStore, task: dict[str, Any]) -> None:
-    """Rates alone and beside a matrix product, and the product's, with the setting that this process was started with."""
+    """Rates alone and beside a matrix product, and the product's, with the setting that this process was started with. The product is warm before
+    it is measured: a cold GPU's clock is lower."""
     shape = task["shapes"][0]
     prompt = Prompt(device, shape["layers"], shape["sides"], shape["piece_bytes"], shape["blocks"])
     pool = Pool(store, prompt)
@@ -383,26 +430,19 @@ def multiprocessors(device: Device, store: MooncakeDistributedStore, task: dict[
     def rate(operation: str) -> float:
         moved, spent = 0, 0.0
         while spent < task["seconds"]:
-            spent += timed_alone(pool.job(operation))
+            job = pool.job(operation)
+            started = time.perf_counter()  # no synchronize(): that would wait for the matrix product
+            job()
+            spent += time.perf_counter() - started
             moved += prompt.bytes
             pool.between()
         return moved / spent / 1e9
 
-    def timed_alone(job: Job) -> float:
-        started = time.perf_counter()  # no synchronize(): that would wait for the matrix product
-        job()
-        return time.perf_counter() - started
-
-    alone = Gemm(device, task["gemm"])
-    with beside(alone):
-        time.sleep(task["seconds"])
+    gemm = Gemm(device, task["gemm"])
+    gemm.alone(task["seconds"] / 2)
     for operation in ("put", "get"):
-        rate(operation)
-        record = {"rate": rate(operation), "gemm_alone": alone.teraflops}
-        gemm = Gemm(device, task["gemm"])
-        with beside(gemm):
-            record["rate_beside"] = rate(operation)
-        record["gemm_beside"] = gemm.teraflops
+        record = {"setting": float(task["setting"]), "rate": rate(operation), "gemm_alone": gemm.alone(task["seconds"])}
+        record["rate_beside"], record["gemm_beside"] = gemm.beside(functools.partial(rate, operation))
         tell(path="sms", shape=task["setting"], operation=operation, side="moonpool", unit="GB/s", record=record)
     pool.close()
     tell(done=f"{task['setting']} multiprocessors")
@@ -421,41 +461,51 @@ def serve(device: Device, task: dict[str, Any]) -> None:
 
 def between_processes(device: Device, task: dict[str, Any]) -> None:
     """The transfer engine from this process's device to another process's, beside one process's own copy between the two devices."""
-    size = task["bytes"]
-    argv = [sys.executable, "-P", __file__, json.dumps({"measure": "serve", "device": task["remote"], "bytes": size})]
+    exchanges = task["exchanges"]
+    most = max(exchange["bytes"] for exchange in exchanges)
+    argv = [sys.executable, "-P", __file__, json.dumps({"measure": "serve", "device": task["remote"], "bytes": most})]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout is not None
             port, remote = map(int, other.stdout.readline().split())
-            engine, memory = TransferEngine(), device.empty(size)
+            engine, memory = TransferEngine(), device.empty(most)
             memory.random_(0, 256)
-            beside = torch.empty(size, dtype=torch.uint8, device=task["remote"])
+            beside = torch.empty(most, dtype=torch.uint8, device=task["remote"])
             check(engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0, "initialize")
-            check(engine.register_memory(memory.data_ptr(), size) == 0, "register_memory")
-            for piece in (size, *task["pieces"]):
-                starts = range(0, size // piece * piece, piece)
-                local, there = [memory.data_ptr() + at for at in starts], [remote + at for at in starts]
-                lengths = [piece] * len(starts)
-                jobs = {
-                    ("moonpool", "write"): lambda: engine.batch_transfer_sync_write(f"127.0.0.1:{port}", local, there, lengths),
-                    ("moonpool", "read"): lambda: engine.batch_transfer_sync_read(f"127.0.0.1:{port}", local, there, lengths),
-                    ("one copy", "write"): lambda: finished(device, beside.copy_(memory, non_blocking=True)),
-                    ("one copy", "read"): lambda: finished(device, memory.copy_(beside, non_blocking=True)),
-                }
-                for round_number in range(-1, task["rounds"]):
-                    for (side, operation), job in jobs.items():
-                        device.synchronize()
-                        started = time.perf_counter()
-                        code = job()
-                        seconds = time.perf_counter() - started
-                        check(code == 0, f"a transfer answered {code}")
-                        if round_number >= 0:
-                            record = {"rate": len(starts) * piece / seconds / 1e9, "piece": piece}
-                            shape = f"{size >> 10} KiB in pieces of {piece >> 10} KiB"
-                            tell(path="processes", shape=shape, operation=operation, side=side, unit="GB/s", record=record)
+            check(engine.register_memory(memory.data_ptr(), most) == 0, "register_memory")
+            for exchange in exchanges:
+                exchange_once(device, task["rounds"], exchange, (engine, f"127.0.0.1:{port}", remote), (memory, beside))
         finally:
             other.kill()
     tell(done="between processes")
+
+
+def exchange_once(
+    device: Device, rounds: int, exchange: dict[str, Any], other: tuple[TransferEngine, str, int], memory: Sequence[torch.Tensor]
+) -> None:
+    """One size in pieces of one size, by the engine to the other process's memory and by a plain copy to this process's second memory."""
+    engine, name, remote = other
+    size, piece = exchange["bytes"], exchange["piece"]
+    starts = range(0, size // piece * piece, piece)
+    here, beside = (one[:size] for one in memory)
+    local, there = [here.data_ptr() + at for at in starts], [remote + at for at in starts]
+    lengths = [piece] * len(starts)
+    jobs = {
+        ("moonpool", "write"): lambda: engine.batch_transfer_sync_write(name, local, there, lengths),
+        ("moonpool", "read"): lambda: engine.batch_transfer_sync_read(name, local, there, lengths),
+        ("one copy", "write"): lambda: finished(device, beside.copy_(here, non_blocking=True)),
+        ("one copy", "read"): lambda: finished(device, here.copy_(beside, non_blocking=True)),
+    }
+    for round_number in range(-1, rounds):
+        for (side, operation), job in jobs.items():
+            device.synchronize()
+            started = time.perf_counter()
+            code = job()
+            seconds = time.perf_counter() - started
+            check(code == 0, f"a transfer answered {code}")
+            if round_number >= 0:
+                record = {"rate": len(starts) * piece / seconds / 1e9, "bytes": len(starts) * piece, "seconds": seconds}
+                tell(path="processes", shape=exchange["name"], operation=operation, side=side, unit="GB/s", record=record)
 
 
 def finished(device: Device, _result: torch.Tensor) -> int:

@@ -130,8 +130,8 @@ def build_environment() -> dict[str, str]:
 def build_targets(targets: Sequence[str]) -> None:
     """C++ programs in the wheel's build folder."""
     argv: list[str | Path] = ["cmake", "--build", CUDA_BUILD, "--target", *targets]
-    with board.row("compile the C++ tests on this host"):
-        run("build cuda tests", argv, timeout=BUILD_SECONDS, env=build_environment())
+    with board.row("compile C++ programs on this host"):
+        run("build cuda programs", argv, timeout=BUILD_SECONDS, env=build_environment())
 
 
 def require_test_modules() -> None:
