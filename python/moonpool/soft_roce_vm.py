@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moonpool.commands import POLL_SECONDS, log_path, tail, terminate_group
+from moonpool.commands import POLL_SECONDS, log_path, tail, terminate_group, within_all
 from moonpool.errors import UserError
 from moonpool.guest_clock import tsc_khz
 from moonpool.guest_kernel import Kernel, ensure_kernel
@@ -148,6 +148,7 @@ class _Boot:
                 while process.poll() is None:
                     if not booted and self.booted:
                         booted = True
+                        timeout = within_all(timeout)
                         deadline = time.monotonic() + timeout
                     if time.monotonic() > deadline:
                         return f"was not finished after {timeout:.0f} s" if booted else f"did not boot within {BOOT_SECONDS} s"
