@@ -13,6 +13,7 @@ from typing import Any
 
 from moonpool.bench_options import MIB, Shape
 from moonpool.bench_sides import cpu_seconds
+from moonpool.commands import within_all
 from moonpool.errors import UserError
 from moonpool.ports import accepts, pick_free
 from moonpool.processes import Component, Supervisor
@@ -25,6 +26,7 @@ REDIS_MEMORY = "1gb"
 def run_tool(argv: list[str | Path], limit: float = RUN_SECONDS) -> str:
     """The standard output of a measuring tool, which is ended after `limit` seconds."""
     words = [str(word) for word in argv]
+    limit = within_all(limit)
     try:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:

@@ -20,7 +20,7 @@ from typing import Any
 
 from moonpool import packages
 from moonpool.bench_options import MIB
-from moonpool.commands import run, tail
+from moonpool.commands import run, tail, within_all
 from moonpool.console import board
 from moonpool.errors import UserError
 from moonpool.paths import CACHE, VENV, VENV_PYTHON
@@ -94,6 +94,7 @@ class Worker:
 
     def ask(self, request: str, limit: float, **arguments: Any) -> dict[str, Any]:
         """One request, answered within `limit` seconds; otherwise WorkerFailed."""
+        limit = within_all(limit)
         self._socket.settimeout(limit)
         try:
             self._socket.sendall(json.dumps({"do": request, **arguments}).encode() + b"\n")

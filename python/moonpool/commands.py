@@ -1,4 +1,7 @@
-"""Running other people's tools: output into a log file, a time limit always, the log's tail when it goes wrong."""
+"""Running other people's tools: output into a log file, a time limit always, the log's tail when it goes wrong.
+
+all_end_by() sets one more limit, for all of them together: a whole run that has to be over by then tells how it went, instead of being killed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from moonpool.errors import UserError
@@ -15,6 +19,27 @@ from moonpool.paths import LOGS, ROOT
 
 TAIL_LINES = 25
 POLL_SECONDS = 0.05
+# What tidies up after a tool that was ended gets this long, also when the time for all is over.
+LEAST_SECONDS = 1.0
+
+_end = float("inf")  # of all tools, on the monotonic clock
+
+
+@contextmanager
+def all_end_by(end: float) -> Iterator[None]:
+    """Within it no tool's time limit is later than `end` (time.monotonic), whatever its own; nested ones only shorten."""
+    global _end
+    before = _end
+    _end = min(before, end)
+    try:
+        yield
+    finally:
+        _end = before
+
+
+def within_all(timeout: float) -> float:
+    """A tool's own time limit in seconds, or what is left for all if that is less."""
+    return min(timeout, max(LEAST_SECONDS, _end - time.monotonic()))
 
 
 def tail(path: Path, lines: int = TAIL_LINES) -> str:
@@ -59,6 +84,7 @@ def run_status(
     append: bool = False,
 ) -> int:
     """Run a tool with its output in its log and return the exit status; 124 when its time ran out (it is then ended)."""
+    timeout = within_all(timeout)
     with log_path(name).open("ab" if append else "wb") as log:
         log.write(f"$ {' '.join(str(word) for word in argv)}\n".encode())
         log.flush()
@@ -89,6 +115,7 @@ def run(
     cwd: Path = ROOT,
 ) -> None:
     """Run a tool that has to succeed; otherwise a UserError with the tail of its log."""
+    timeout = within_all(timeout)
     status = run_status(name, argv, timeout=timeout, env=env, cwd=cwd)
     if status != 0:
         path = log_path(name)
@@ -100,7 +127,7 @@ def output(argv: Sequence[str | Path], *, timeout: float = 30, env: Mapping[str,
     """The standard output of a quick question to a tool; None when the tool is missing, fails or hangs."""
     try:
         answer = subprocess.run(
-            [str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, env=env, check=True
+            [str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, timeout=within_all(timeout), env=env, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -17,6 +17,7 @@ from moonpool import http_client
 from moonpool.cluster import Cluster
 from moonpool.console import board
 from moonpool.errors import UserError
+from moonpool.measuring import TIME_REPEATS
 from moonpool.prompts import endless_prompt, fit_prompt
 from moonpool.vllm_instance import Instance
 from moonpool.vllm_metrics import VllmCounters, read_counters
@@ -27,7 +28,6 @@ LEAST_PROMPTS = 5
 ANSWER_TOKENS = 16
 LEAST_HIT_RATE = 0.95
 MOST_TTFT_SHARE = 0.1
-TIME_REPEATS = 2
 
 
 @dataclass(frozen=True)

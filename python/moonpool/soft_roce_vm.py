@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moonpool.commands import POLL_SECONDS, log_path, tail, terminate_group
+from moonpool.commands import POLL_SECONDS, log_path, tail, terminate_group, within_all
 from moonpool.errors import UserError
 from moonpool.guest_clock import tsc_khz
 from moonpool.guest_kernel import Kernel, ensure_kernel
@@ -142,15 +142,16 @@ class _Boot:
         offset = 0
         with log_path(f"{self._name} console").open("wb") as console:
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True)
-            deadline = time.monotonic() + BOOT_SECONDS
+            deadline = time.monotonic() + (boot_seconds := within_all(BOOT_SECONDS))
             booted = False
             try:
                 while process.poll() is None:
                     if not booted and self.booted:
                         booted = True
+                        timeout = within_all(timeout)
                         deadline = time.monotonic() + timeout
                     if time.monotonic() > deadline:
-                        return f"was not finished after {timeout:.0f} s" if booted else f"did not boot within {BOOT_SECONDS} s"
+                        return f"was not finished after {timeout:.0f} s" if booted else f"did not boot within {boot_seconds:.0f} s"
                     offset = _follow(self._output, offset, show)
                     time.sleep(POLL_SECONDS)
             finally:

@@ -2,12 +2,16 @@
 
 Steps run one after the other, each with a time limit; a step that fails does not stop the later ones unless they need what it makes.
 The last line is `moonpool: N passed, N failed`, and the exit status says the same.
+
+With --within, all of it has that many minutes. A step that needs more than what is left (Step.minutes) is left out, and shown and counted as
+skipped; one that hangs is ended in time for the summary, and counts as failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -21,7 +25,7 @@ from moonpool import bench_regression, cuda_host, cuda_tests, packages, rdma_tes
 from moonpool.bench_sides import WorkerFailed
 from moonpool.benching import built_programs
 from moonpool.building import build_preset, configure, ensure_build_tools, ensure_wheel
-from moonpool.commands import log_path, output, run_status, tail
+from moonpool.commands import all_end_by, log_path, output, run_status, tail
 from moonpool.console import board, format_seconds
 from moonpool.errors import UserError
 from moonpool.models import SMOLLM2, TINY_FOUR_HEADS, ensure_model
@@ -41,16 +45,18 @@ TORCH_TESTS = "test_tensors or test_programs_without_gpu"  # as pytest -k
 
 @dataclass
 class Outcome:
-    """What one step counted, and the slowest of its tests as (seconds, name)."""
+    """What one step counted, and the slowest of its tests as (seconds, name). A step that was left out is one skipped."""
 
     passed: int = 0
     failed: int = 0
     skipped: int = 0
     slowest: list[tuple[float, str]] = field(default_factory=list)
+    left_out: int = 0
 
     def __add__(self, other: Outcome) -> Outcome:
         slowest = sorted(self.slowest + other.slowest, reverse=True)
-        return Outcome(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped, slowest)
+        left_out = self.left_out + other.left_out
+        return Outcome(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped, slowest, left_out)
 
     def __str__(self) -> str:
         text = f"{self.passed} passed, {self.failed} failed"
@@ -265,11 +271,12 @@ def cuda_steps(expression: str) -> list[Step]:
     """All that runs on GPUs; one skipped step where there is none."""
     if reason := cuda_tests.no_gpu():
         return [Step("GPUs", lambda: _no_gpu(reason))]
-    python = Step("GPUs from Python", lambda: cuda_python_tests(expression))
-    build = Step("GPUs: the wheel", _cuda_build)
+    python = Step("GPUs from Python", lambda: cuda_python_tests(expression), minutes=3)
+    build = Step("GPUs: the wheel", _cuda_build, minutes=5)
     if expression:
         return [build, python]
-    return [build, Step("GPUs: C++ tests", cuda_cpp_tests), python, Step("GPUs: compute-sanitizer", cuda_sanitizer)]
+    cpp = Step("GPUs: C++ tests", cuda_cpp_tests, minutes=10)
+    return [build, cpp, python, Step("GPUs: compute-sanitizer", cuda_sanitizer, minutes=5)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------- benchmarks
@@ -296,26 +303,47 @@ def _count_build() -> Outcome:
 
 @dataclass(frozen=True)
 class Step:
+    """One row of the summary. `minutes` is what it needs on two cores with nothing built, of the early ones at least, of the late ones
+    (sanitizers, fuzzers, bench) generously: these are what a run that has little time left can do without."""
+
     name: str
     action: Callable[[], Outcome]
     needs_wheel: bool = False
+    minutes: float = 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time that a whole run may take, from `started` (time.monotonic) on."""
+
+    minutes: float
+    started: float
+
+    @property
+    def end(self) -> float:
+        return self.started + 60 * self.minutes
+
+    @property
+    def left(self) -> float:
+        """In minutes, not below zero."""
+        return max(0.0, (self.end - time.monotonic()) / 60)
 
 
 def plan(options: argparse.Namespace) -> list[Step]:
     """The steps that the options select. A whole run has its unit tests under ASan, so that nothing is compiled twice for them."""
     everything = not (options.unit or options.e2e or options.fast or options.rdma or options.cuda)
-    wheel = Step("wheel", _count_build)
-    unit = Step("C++ unit tests", lambda: unit_tests("dev"))
-    python = Step("Python tooling", lambda: pytest_run("tooling", ["tests/python"], options.k, PYTEST_SECONDS))
-    compat = Step("compatibility and faults", lambda: pytest_run("compat", ["tests/compat", "tests/faults"], options.k, PYTEST_SECONDS), True)
-    torch = Step("tensors on torch", lambda: torch_tests(options.k), True)
-    e2e = Step("end to end on vLLM", lambda: end_to_end(options.k), True)
-    rdma = Step("RDMA on real verbs", lambda: rdma_suite(options.k), True)
-    sanitized = Step("C++ tests, ASan+UBSan", lambda: unit_tests("asan"))
+    wheel = Step("wheel", _count_build, minutes=4)
+    unit = Step("C++ unit tests", lambda: unit_tests("dev"), minutes=10)
+    python = Step("Python tooling", lambda: pytest_run("tooling", ["tests/python"], options.k, PYTEST_SECONDS), minutes=1)
+    compat = Step("compatibility and faults", lambda: pytest_run("compat", ["tests/compat", "tests/faults"], options.k, PYTEST_SECONDS), True, 4)
+    torch = Step("tensors on torch", lambda: torch_tests(options.k), True, 2)
+    e2e = Step("end to end on vLLM", lambda: end_to_end(options.k), True, 15)
+    rdma = Step("RDMA on real verbs", lambda: rdma_suite(options.k), True, 6)
+    sanitized = Step("C++ tests, ASan+UBSan", lambda: unit_tests("asan"), minutes=22)
     sanitizers = [
-        Step("TSan, core", lambda: unit_tests("tsan", "core")),
-        Step("fuzzers", fuzz_runs, True),
-        Step("regression bench", regression_bench, True),
+        Step("TSan, core", lambda: unit_tests("tsan", "core"), minutes=14),
+        Step("fuzzers", fuzz_runs, True, 6),
+        Step("regression bench", regression_bench, True, 3),
     ]
     if everything:
         steps = [python, wheel, compat, rdma, torch, e2e] if options.k else [python, wheel, compat, rdma, torch, e2e, sanitized, *sanitizers]
@@ -340,16 +368,19 @@ def prepare() -> None:
     ensure_venv()
 
 
-def run_steps(steps: Sequence[Step]) -> list[tuple[Step, Outcome, float, str]]:
-    """Run all steps; one whose action raises, or that needs a wheel which could not be built, counts as one failure."""
+def run_steps(steps: Sequence[Step], budget: Budget | None = None) -> list[tuple[Step, Outcome, float, str]]:
+    """Run all steps, or those for which the budget has time left. One whose action raises, or that needs a wheel which could not be built,
+    counts as one failure; without a wheel for want of time, those that need it are left out too."""
     results: list[tuple[Step, Outcome, float, str]] = []
-    wheel_failed = False
+    wheel_failed = wheel_left_out = False
     for step in steps:
         started = time.monotonic()
         remark = ""
         board.say(f"== {step.name}")
         if step.needs_wheel and wheel_failed:
             outcome, remark = Outcome(failed=1), "not run: there is no wheel"
+        elif budget is not None and (budget.left < step.minutes or (step.needs_wheel and wheel_left_out)):
+            outcome, remark = Outcome(skipped=1, left_out=1), f"left out: {math.floor(budget.left)} min were left of {budget.minutes:g}"
         else:
             try:
                 outcome = step.action()
@@ -357,6 +388,9 @@ def run_steps(steps: Sequence[Step]) -> list[tuple[Step, Outcome, float, str]]:
                 outcome, remark = Outcome(failed=1), error.message
                 board.say(error.render())
         wheel_failed = wheel_failed or (step.name == "wheel" and outcome.failed > 0)
+        if budget is not None and budget.left == 0 and outcome.failed and not remark:
+            remark = f"ended: the {budget.minutes:g} min were over"
+        wheel_left_out = wheel_left_out or (step.name == "wheel" and outcome.left_out > 0)
         seconds = time.monotonic() - started
         board.say(f"   {step.name}: {outcome} in {format_seconds(seconds)} {remark}".rstrip())
         results.append((step, outcome, seconds, remark))
@@ -366,7 +400,8 @@ def run_steps(steps: Sequence[Step]) -> list[tuple[Step, Outcome, float, str]]:
 def print_table(results: Sequence[tuple[Step, Outcome, float, str]]) -> None:
     print(f"\n{'step':<28} {'time':>12}  result")
     for step, outcome, seconds, remark in results:
-        print(f"{step.name:<28} {format_seconds(seconds):>12}  {outcome}{'  (' + remark + ')' if remark else ''}")
+        result = remark if outcome.left_out else f"{outcome}  ({remark})" if remark else str(outcome)
+        print(f"{step.name:<28} {format_seconds(seconds):>12}  {result}")
     slowest = sorted((entry for _, outcome, _, _ in results for entry in outcome.slowest), reverse=True)[:12]
     if slowest:
         print("\nthe slowest tests")
@@ -383,20 +418,29 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rdma", action="store_true", help="only the wheel and the tests on RDMA devices, or in a guest with software ones")
     parser.add_argument("--cuda", action="store_true", help="only what runs on GPUs, with what this host has: nothing is installed (docs/cuda.md)")
     parser.add_argument("-k", default="", metavar="EXPR", help="only Python tests that match, as pytest -k; leaves C++ out")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--within", type=float, metavar="MINUTES", help="be over by then: leave out the steps for which too little time is left, end what hangs"
+    )
+    options = parser.parse_args(arguments)
+    if options.within is not None and not 0 < options.within < math.inf:
+        parser.error("--within: a number of minutes above 0")
+    return options
 
 
 def main(arguments: list[str]) -> int:
     options = parse_arguments(arguments)
     started = time.monotonic()
+    budget = Budget(options.within, started) if options.within is not None else None
     only_cuda = options.cuda and not (options.unit or options.e2e or options.fast or options.rdma)
-    if not only_cuda:
-        prepare()
-    if not only_cuda and (os.geteuid() != 0 or shutil.which("ip") is None):
-        board.say("note: network namespaces need root and ip; tests that use them will be skipped")
-    results = run_steps(plan(options))
+    with all_end_by(budget.end if budget else math.inf):
+        if not only_cuda:
+            prepare()
+        if not only_cuda and (os.geteuid() != 0 or shutil.which("ip") is None):
+            board.say("note: network namespaces need root and ip; tests that use them will be skipped")
+        results = run_steps(plan(options), budget)
     print_table(results)
     total = sum((outcome for _, outcome, _, _ in results), Outcome())
     print(f"took {format_seconds(time.monotonic() - started)}")
-    print(f"moonpool: {total}", flush=True)
+    left_out = f", {total.left_out} of {len(results)} steps left out" if total.left_out else ""
+    print(f"moonpool: {total}{left_out}", flush=True)
     return 1 if total.failed or not (total.passed or total.skipped) else 0

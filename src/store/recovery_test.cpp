@@ -151,7 +151,7 @@ TEST_F(RecoveryTest, ALookUpForWhatNobodyPutsEndsWithItsWait) {
 
 TEST_F(RecoveryTest, AFencedSegmentIsMountedAnewAndEmpty) {
   auto config = testing::test_master_config();
-  config.client_ttl = milliseconds(300);
+  config.client_ttl = milliseconds(1000);
   Pool pool(config);
   const auto reader = pool.client(std::uint64_t{0});
   const auto owner = pool.client();

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -121,6 +122,20 @@ def run_python(code: str, timeout: float = 60, env: dict[str, str] | None = None
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}, check=False
     )
+
+
+def longest_pause(call: Callable[[], object], seconds: float) -> float:
+    """How long another thread could not run at once while the call was made, which has to return within `seconds`."""
+    thread = threading.Thread(target=call)
+    start = time.monotonic()
+    longest = 0.0
+    thread.start()
+    while thread.is_alive():
+        before = time.monotonic()
+        time.sleep(0.005)
+        longest = max(longest, time.monotonic() - before)
+    assert time.monotonic() - start < seconds, "past its deadline"
+    return longest
 
 
 @contextlib.contextmanager

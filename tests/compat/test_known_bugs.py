@@ -22,6 +22,7 @@ import numpy
 import pytest
 from compat_programs import MIB, Master, Node, run_python, set_up, stopped, wait_until
 from mooncake.store import MooncakeDistributedStore, ReplicateConfig
+from moonpool.measuring import in_bounds
 
 INVALID = -600
 FULL = -200
@@ -541,16 +542,19 @@ def test_more_threads_are_not_slower(master, other_node, monkeypatch, operation,
         run_threads(threads, work)
         return calls / (time.perf_counter() - start)
 
+    def times_slower() -> float:
+        # The best of a few, interleaved: other programs share the cores. A collapse, as lanes that starve each other would cause, is far more.
+        best = {threads: 0.0 for threads in (1, 4, 16)}
+        for _ in range(4):
+            for threads in best:
+                best[threads] = max(best[threads], rate(threads))
+        print({threads: f"{32 * value.nbytes * calls / 1e9:.2f} GB/s" for threads, calls in best.items()})
+        return best[1] / min(best[4], best[16])
+
     rate(1)
-    # The best of a few, interleaved: other programs share the cores. A collapse, as lanes that starve each other would cause, is far below.
-    best = {threads: 0.0 for threads in (1, 4, 16)}
-    for _ in range(4):
-        for threads in best:
-            best[threads] = max(best[threads], rate(threads))
-    print({threads: f"{32 * value.nbytes * calls / 1e9:.2f} GB/s" for threads, calls in best.items()})
+    in_bounds("one thread, against the slower of 4 and 16", times_slower, 2, "times as fast")
     store.remove_all(force=True)
     store.close()
-    assert best[4] > 0.5 * best[1] and best[16] > 0.5 * best[1]
 
 
 # ---------------------------------------------------------------- no growth

@@ -22,6 +22,7 @@ import numpy
 import pytest
 from compat_programs import MIB, Master, Node, http_ok, run_python, set_up, stopped, wait_until
 from mooncake.store import BufferHandle, ReplicateConfig
+from moonpool.measuring import in_bounds
 
 KIB = 1 << 10
 POOL = 32 * MIB
@@ -261,15 +262,18 @@ def test_evictions_do_not_slow_down_while_an_evicted_object_is_viewed(reader) ->
         reader.remove_all(force=True)
         return time.monotonic() - start
 
+    def beyond_three_times() -> float:
+        free = min(seconds() for _ in range(3))
+        assert reader.put("k", b"k" * MIB) == 0
+        handle = reader.get_buffer("k")
+        assert reader.remove("k", force=True) == 0
+        held = min(seconds() for _ in range(3))
+        print(f"\n{free:.3f} s, with a view of a removed object {held:.3f} s")
+        assert bytes(handle) == b"k" * MIB
+        return held - 3 * free
+
     seconds()
-    free = min(seconds() for _ in range(3))
-    assert reader.put("k", b"k" * MIB) == 0
-    handle = reader.get_buffer("k")
-    assert reader.remove("k", force=True) == 0
-    held = min(seconds() for _ in range(3))
-    print(f"\n{free:.3f} s, with a view of a removed object {held:.3f} s")
-    assert held < 3 * free + 0.5
-    assert bytes(handle) == b"k" * MIB
+    in_bounds("beyond three times what it takes without a view", beyond_three_times, 0.5)
 
 
 def test_bytes_stay_when_the_master_forgets_that_they_are_viewed(tmp_path, monkeypatch) -> None:

@@ -43,6 +43,10 @@ class SecondGateway:
         """Requests that each instance works on for this gateway."""
         return {name: (self.status(self.guide.local(name)) or {}).get("in_flight", 0) for name in names}
 
+    def counter(self, name: str) -> int:
+        """One of the counters of GET /status."""
+        return get(self.url + "/status").json["counters"][name]
+
     def administer(self, action: str, **body: object) -> Any:
         answer = post(f"{self.url}/instances/{action}", body, {"X-API-Key": ADMIN_API_KEY}, timeout=120)
         assert answer.status == 200, answer.text

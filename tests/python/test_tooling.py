@@ -9,10 +9,11 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moonpool import building, ports, prompts, provision, smoke, testing, up, vllm_instance
+from moonpool import building, commands, cuda_tests, ports, prompts, provision, smoke, testing, up, vllm_instance
 from moonpool.cluster import segment_bytes
 from moonpool.commands import run, run_status, tail
 from moonpool.console import Board, format_seconds
@@ -245,6 +246,106 @@ def test_a_step_that_raises_is_one_failure_and_the_next_still_runs() -> None:
     ]
     outcomes = [outcome for _, outcome, _, _ in testing.run_steps(steps)]
     assert [(outcome.passed, outcome.failed) for outcome in outcomes] == [(0, 1), (0, 1), (2, 0)]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The time of testing.py, in minutes: as an entry that the test sets."""
+    minutes = [0.0]
+    monkeypatch.setattr(testing.time, "monotonic", lambda: 60 * minutes[0])
+    yield minutes
+    monkeypatch.undo()
+
+
+def taking(clock: list[float], lasts: float, outcome: testing.Outcome, name: str = "step", **step: object) -> testing.Step:
+    def action() -> testing.Outcome:
+        clock[0] += lasts
+        return outcome
+
+    return testing.Step(name, action, **step)  # type: ignore[arg-type]
+
+
+def test_a_step_that_needs_more_time_than_is_left_is_left_out_and_a_shorter_one_after_it_is_not(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [
+        taking(clock, 70.5, testing.Outcome(passed=5), "early", minutes=15),
+        taking(clock, 20, testing.Outcome(passed=100), "long", minutes=14),
+        taking(clock, 3, testing.Outcome(passed=2), "short", minutes=13),
+        taking(clock, 1, testing.Outcome(passed=1), "free"),
+    ]
+    results = testing.run_steps(steps, testing.Budget(84, 0))
+    assert [(outcome.passed, outcome.skipped, outcome.left_out) for _, outcome, _, _ in results] == [(5, 0, 0), (0, 1, 1), (2, 0, 0), (1, 0, 0)]
+    testing.print_table(results)
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert rows["long"].endswith("  left out: 13 min were left of 84") and rows["short"].endswith("  2 passed, 0 failed")
+
+
+def test_without_a_budget_no_step_is_left_out(clock: list[float]) -> None:
+    steps = [taking(clock, 1000, testing.Outcome(passed=1), minutes=1000), taking(clock, 1000, testing.Outcome(passed=1), minutes=1000)]
+    assert all(outcome.passed == 1 for _, outcome, _, _ in testing.run_steps(steps))
+
+
+def test_without_time_for_the_wheel_what_needs_it_is_left_out_too_and_does_not_fail(clock: list[float]) -> None:
+    ended = testing.Outcome(passed=1)
+    steps = [taking(clock, 9, ended, "wheel", minutes=9), taking(clock, 1, ended, needs_wheel=True), taking(clock, 1, ended)]
+    outcomes = [outcome for _, outcome, _, _ in testing.run_steps(steps, testing.Budget(5, 0))]
+    assert [(outcome.passed, outcome.failed, outcome.left_out) for outcome in outcomes] == [(0, 0, 1), (0, 0, 1), (1, 0, 0)]
+
+
+def test_a_step_that_fails_when_the_time_is_over_says_so(clock: list[float]) -> None:
+    (result,) = testing.run_steps([taking(clock, 84, testing.Outcome(failed=1))], testing.Budget(84, 0))
+    assert result[3] == "ended: the 84 min were over"
+
+
+def test_the_last_line_counts_the_steps_that_were_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [testing.Step("quick", lambda: testing.Outcome(passed=3)), testing.Step("long", lambda: testing.Outcome(failed=1), minutes=50)]
+    monkeypatch.setattr(testing, "prepare", lambda: None)
+    monkeypatch.setattr(testing, "plan", lambda options: steps)
+    assert testing.main(["--within", "40"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "moonpool: 3 passed, 0 failed, 1 skipped, 1 of 2 steps left out"
+    assert testing.main([]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "moonpool: 3 passed, 1 failed"
+
+
+def test_a_step_that_hangs_is_ended_with_the_budget_and_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def hang() -> testing.Outcome:
+        return testing.Outcome(failed=int(run_status("tooling hang", ["sleep", "987"], timeout=900) == 124))
+
+    monkeypatch.setattr(testing, "prepare", lambda: None)
+    monkeypatch.setattr(testing, "plan", lambda options: [testing.Step("hangs", hang)])
+    started = time.monotonic()
+    assert testing.main(["--within", "0.02"]) == 1
+    assert time.monotonic() - started < 30
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "moonpool: 0 passed, 1 failed"
+    assert [line for line in lines if line.startswith("hangs ") and line.endswith("0 passed, 1 failed  (ended: the 0.02 min were over)")]
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])
+def test_a_budget_that_is_no_time_is_refused(minutes: str) -> None:
+    with pytest.raises(SystemExit):
+        testing.parse_arguments(["--within", minutes])
+
+
+def test_no_tool_has_longer_than_is_left_for_all_and_tidying_up_always_a_moment() -> None:
+    now = time.monotonic()
+    assert commands.within_all(900) == 900
+    with commands.all_end_by(now + 100):
+        assert 0 < commands.within_all(900) <= 100 and commands.within_all(30) == 30
+        with commands.all_end_by(now + 500):
+            assert commands.within_all(900) <= 100
+        with commands.all_end_by(now - 1):
+            assert commands.within_all(900) == commands.LEAST_SECONDS
+    assert commands.within_all(900) == 900
+
+
+def test_every_step_says_what_it_needs_and_ci_has_time_for_the_early_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_tests, "no_gpu", lambda: "none")
+    steps = testing.plan(testing.parse_arguments([]))
+    assert all(step.minutes > 0 for step in steps)
+    within = re.search(r"--within (\d+)$", (building.ROOT / ".ci" / "run").read_text().strip())
+    assert within and sum(step.minutes for step in steps) < float(within[1]) < 90
 
 
 def test_the_source_hash_covers_what_the_wheel_is_made_of_and_nothing_built() -> None:

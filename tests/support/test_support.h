@@ -1,4 +1,5 @@
-// What tests need to run real programs: child processes that cannot outlive the test, free ports, temporary folders, awaited conditions.
+// What tests need to run real programs: child processes that cannot outlive the test, free ports, temporary folders, awaited conditions,
+// times that the machine's neighbours may have spoilt.
 //
 // Nothing here sleeps for a fixed time: wait_until() polls a condition and gives up at its deadline. A test that needs a program which is
 // not installed fails (find_program names the package); it does not skip.
@@ -83,6 +84,11 @@ class ChildProcess {
 
 // True as soon as `condition` is; false if the deadline came first. The condition is called on this thread, every few milliseconds.
 [[nodiscard]] bool wait_until(const std::function<bool()>& condition, Deadline deadline);
+
+// Whether a time is below `bound`. One that is not is measured again, at most twice, since the machine has neighbours; each such time is
+// printed. `measure` does the whole of it on a fresh subject and EXPECTs all that is no time itself: what fails there fails the test,
+// however often the time is measured.
+[[nodiscard]] bool takes_less_than(std::chrono::nanoseconds bound, const std::function<std::chrono::nanoseconds()>& measure);
 
 // Whether a TCP connection to host:port is accepted now (an IPv4 or IPv6 literal).
 [[nodiscard]] bool accepts_connections(const std::string& host, std::uint16_t port);

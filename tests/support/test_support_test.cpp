@@ -70,6 +70,20 @@ TEST(WaitUntilTest, GivesUpAtItsDeadlineAndSeesAChangeBeforeIt) {
   other.join();
 }
 
+TEST(TakesLessThanTest, ATimeIsMeasuredAgainAtMostTwice) {
+  int measured = 0;
+  const auto too_long = [&](int times) {
+    measured = 0;
+    return takes_less_than(milliseconds(10), [&measured, times] { return milliseconds(++measured <= times ? 10 : 9); });
+  };
+  EXPECT_TRUE(too_long(0));
+  EXPECT_EQ(measured, 1);
+  EXPECT_TRUE(too_long(2));
+  EXPECT_EQ(measured, 3);
+  EXPECT_FALSE(too_long(3));
+  EXPECT_EQ(measured, 3);
+}
+
 TEST(FindProgramTest, NamesThePackageToInstall) {
   EXPECT_TRUE(find_program("sh", "dash").ok());
   const auto missing = find_program("no-such-program-here", "some-package");

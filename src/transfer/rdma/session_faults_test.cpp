@@ -361,7 +361,7 @@ TEST_F(SessionFaultsTest, AfterTheDeadlineNoByteOfTheDestinationChanges) {
   Bytes& memory = registered(4 * kMiB, 19);
   {
     auto session = lease();
-    Held held(*this, *session, Operation::kRead, memory, Deadline::after(milliseconds(100)));
+    Held held(*this, *session, Operation::kRead, memory, Deadline::after(milliseconds(300)));
     const Status status = held.join();
     EXPECT_EQ(status.code(), ErrorCode::kRpcTimeout);
     for (const auto& part : {owner_->endpoint().to_string(), std::string("read"), std::to_string(4 * kMiB), std::string(" ms")}) {
@@ -397,7 +397,7 @@ TEST_F(SessionFaultsTest, AStalledPeerIsGivenUpWhateverTheWayOfWaiting) {
     start();
     auto session = lease();
     Bytes& memory = registered(4 * kMiB, 21);
-    Held held(*this, *session, Operation::kWrite, memory, Deadline::after(milliseconds(50)));
+    Held held(*this, *session, Operation::kWrite, memory, Deadline::after(milliseconds(300)));
     EXPECT_EQ(held.join().code(), ErrorCode::kRpcTimeout);
   }
 }
