@@ -11,13 +11,13 @@
 
 #include "base/logging.h"
 #include "transfer/checksum.h"
+#include "transfer/cuda/device_staging.h"
+#include "transfer/cuda/launch_plan.h"
 #include "transfer/cuda/launch_slots.h"
 
 namespace moonpool::transfer::cuda {
 
 namespace {
-
-static_assert(kChecksumChunk == kLargestChunk);
 
 // The hardware spreads a launch's blocks over idle multiprocessors before it gives any a second one. So one block for each that may be
 // taken is what keeps to the number; 512 threads have enough bytes under way for the link.
@@ -34,65 +34,6 @@ constexpr std::chrono::microseconds kShortestPause{10};
 constexpr std::chrono::microseconds kLongestPause{1000};
 // CU_STREAM_LEGACY and CU_STREAM_PER_THREAD: names of a stream that each device has.
 constexpr std::uintptr_t kLastImplicitStream = 2;
-
-struct Run {
-  std::uint64_t address = 0;
-  std::uint64_t offset = 0;  // in the job's bytes
-  std::uint64_t length = 0;
-};
-
-// Calls use(Run) for the pieces in order, neighbours joined where join(address) says so; never with an empty one.
-template <typename Join, typename Use>
-void for_each_run(std::span<const AddressRange> pieces, const Join& join, const Use& use) {
-  Run run;
-  for (const auto& piece : pieces) {
-    if (piece.length == 0) continue;
-    if (run.length > 0 && run.address + run.length == piece.address && join(piece.address)) {
-      run.length += piece.length;
-      continue;
-    }
-    if (run.length > 0) use(run);
-    run = {piece.address, run.offset + run.length, piece.length};
-  }
-  if (run.length > 0) use(run);
-}
-
-constexpr auto kAlways = [](std::uint64_t) { return true; };
-
-ConstBytes chunk_of(const CopyJob& job, std::size_t index) {
-  const std::size_t offset = index * kChecksumChunk;
-  return ConstBytes(job.contiguous).subspan(offset, std::min<std::size_t>(kChecksumChunk, job.contiguous.size() - offset));
-}
-
-// Whether the host hashes the job's last chunk.
-bool short_tail(const CopyJob& job) {
-  const std::uint64_t tail = job.length % kChecksumChunk;
-  return tail != 0 && tail <= kLeastHashed;
-}
-
-Status invalid(const std::string& what) { return {ErrorCode::kInvalidParams, "a copy of device memory: " + what}; }
-
-Status check(const CopyJob& job, int devices) {
-  if (job.device < 0 || job.device >= devices) {
-    return invalid("there is no GPU " + std::to_string(job.device) + ", this process has " + std::to_string(devices));
-  }
-  std::uint64_t rest = job.length;
-  for (const auto& piece : job.pieces) {
-    if (piece.length > rest) return invalid("the pieces have more than its " + std::to_string(job.length) + " bytes");
-    rest -= piece.length;
-  }
-  if (rest != 0)
-    return invalid("the pieces have " + std::to_string(job.length - rest) + " of its " + std::to_string(job.length) + " bytes");
-  if (job.device_address == 0 && job.contiguous.size() != job.length) {
-    return invalid("the contiguous memory has " + std::to_string(job.contiguous.size()) + " of its " + std::to_string(job.length) +
-                   " bytes");
-  }
-  if (job.checksums.empty()) return {};
-  if (job.device_address != 0) return invalid("checksums are for host memory alone");
-  if (job.checksums.size() == chunks_of(job.length)) return {};
-  return invalid("room for " + std::to_string(job.checksums.size()) + " checksums was given, for " + std::to_string(chunks_of(job.length)) +
-                 " chunks");
-}
 
 Status named(int device, const Status& status) {
   return {status.code(), "copying memory of GPU " + std::to_string(device) + ": " + status.message()};
@@ -114,62 +55,6 @@ class Pauses {
   const Deadline::Clock::time_point begin_ = Deadline::Clock::now();
 };
 
-// What the launch of one device has to do.
-struct Part {
-  CopyJob job;
-  std::uint64_t contiguous = 0;  // as the device sees it
-  HostRegions::Use use;          // keeps it pinned
-  std::size_t first_chunk = 0;   // of the launch's
-};
-
-struct Launch {
-  int device = 0;
-  std::vector<Part> parts;
-  std::size_t pieces = 0;
-  std::size_t chunks = 0;
-  std::uint64_t bytes = 0;
-  bool hash = false;
-  std::uint32_t blocks = 0;          // multiprocessors that it has taken
-  std::unique_ptr<LaunchSlot> slot;  // until ended
-  bool touched = false;              // something was queued on its stream
-  bool recorded = false;             // the event behind all of it as well
-  bool by_kernel = false;
-  bool ended = false;
-  Status status;  // valid once ended
-
-  // In the slot's pinned memory: pieces, chunks, checksums.
-  std::uint64_t chunks_offset() const { return pieces * sizeof(PieceEntry); }
-  std::uint64_t table_bytes() const { return chunks_offset() + chunks * sizeof(ChunkEntry); }
-  std::uint64_t pinned_bytes() const { return table_bytes() + chunks * sizeof(std::uint64_t); }
-};
-
-void count(Launch& launch, const Part& part) {
-  for_each_run(part.job.pieces, kAlways, [&](const Run&) { ++launch.pieces; });
-  launch.chunks += chunks_of(part.job.length);
-  launch.bytes += part.job.length;
-  launch.hash = launch.hash || !part.job.checksums.empty();
-}
-
-// Writes the tables into the slot's memory.
-void build_tables(const Launch& launch) {
-  std::byte* const memory = launch.slot->pinned().data();
-  auto* const pieces = reinterpret_cast<PieceEntry*>(memory);
-  auto* const chunks = reinterpret_cast<ChunkEntry*>(memory + launch.chunks_offset());
-  std::size_t piece = 0;
-  std::size_t chunk = 0;
-  for (const auto& part : launch.parts) {
-    std::uint64_t offset = 0;  // of the next chunk
-    for_each_run(part.job.pieces, kAlways, [&](const Run& run) {
-      const std::uint64_t end = run.offset + run.length;
-      for (; offset < end; offset += kChecksumChunk) {
-        const auto length = static_cast<std::uint32_t>(std::min<std::uint64_t>(kChecksumChunk, part.job.length - offset));
-        chunks[chunk++] = {part.contiguous + offset, offset, static_cast<std::uint32_t>(piece), length};
-      }
-      pieces[piece++] = {run.address - run.offset, end};
-    });
-  }
-}
-
 }  // namespace
 
 struct Copier::Ticket::Work {
@@ -185,7 +70,9 @@ class Copier::Impl {
   using Work = Ticket::Work;
 
   Impl(Driver& driver, HostRegions& regions, const Settings& settings) : driver_(driver), regions_(regions), settings_(settings) {
-    for (int device = 0; device < driver.device_count(); ++device) devices_.push_back(std::make_unique<Device>(driver, device));
+    for (int device = 0; device < driver.device_count(); ++device) {
+      devices_.push_back(std::make_unique<Device>(driver, device, settings.device_staging_bytes));
+    }
   }
 
   Result<std::unique_ptr<Work>> submit(Direction direction, std::span<const CopyJob> jobs, Stream after) {
@@ -231,12 +118,13 @@ class Copier::Impl {
     return true;
   }
 
-  Counters counters() const { return {launches_.load(), copies_.load(), bytes_.load(), host_waits_.load()}; }
+  Counters counters() const { return {launches_.load(), staged_.load(), copies_.load(), bytes_.load(), host_waits_.load()}; }
 
  private:
   struct Device {
-    Device(Driver& driver, int device) : slots(driver, device) {}
+    Device(Driver& driver, int device, std::uint64_t staging_bytes) : slots(driver, device), staging(driver, device, staging_bytes) {}
     LaunchSlots slots;
+    DeviceStaging staging;
     std::atomic<bool> no_kernels{false};                       // launch() has said so
     std::atomic<std::uint32_t> blocks{0};                      // that a launch may have; 0: not known yet
     std::array<std::atomic<std::uint32_t>, 2> blocks_taken{};  // by launches in flight, by direction
@@ -249,7 +137,7 @@ class Copier::Impl {
     for (const auto& job : jobs) MOONPOOL_RETURN_IF_ERROR(check(job, driver_.device_count()));
     for (const auto& job : jobs) {
       if (job.length == 0) continue;
-      Part part{job, job.device_address, nullptr, 0};
+      Part part{job, job.device_address, nullptr, 0, 0};
       if (part.contiguous == 0) {
         auto found = regions_.device_address(job.device, job.contiguous);
         if (!found) {
@@ -264,9 +152,7 @@ class Copier::Impl {
         launch = work.launches.emplace(work.launches.end());
         launch->device = job.device;
       }
-      part.first_chunk = launch->chunks;
-      count(*launch, part);
-      launch->parts.push_back(std::move(part));
+      launch->add(std::move(part));
     }
     return {};
   }
@@ -279,7 +165,9 @@ class Copier::Impl {
       auto slot = where.slots.take(launch.by_kernel ? launch.pinned_bytes() : 0);
       if (!slot) return named(launch.device, slot.status());
       launch.slot = std::move(slot).value();
-      if (launch.by_kernel) build_tables(launch);
+      if (!launch.by_kernel) continue;
+      if (launch.plan_staging(settings_.least_staged)) launch.staging = where.staging.take();
+      launch.build_tables();
     }
     return {};
   }
@@ -360,6 +248,7 @@ class Copier::Impl {
       }
     }
     const bool gather = direction == Direction::kGather;
+    if (!gather) MOONPOOL_RETURN_IF_ERROR(queue_staged(direction, launch));
     const Kernel kernel =
         launch.hash ? (gather ? Kernel::kGatherHash : Kernel::kScatterHash) : (gather ? Kernel::kGather : Kernel::kScatter);
     // NOLINTBEGIN(performance-no-int-to-ptr): the driver's addresses are integers
@@ -370,6 +259,19 @@ class Copier::Impl {
     take_blocks(direction, launch);
     MOONPOOL_RETURN_IF_ERROR(driver_.launch(launch.device, kernel, {launch.blocks, kThreads}, arguments, slot.stream()));
     launches_.fetch_add(1, std::memory_order_relaxed);
+    return gather ? queue_staged(direction, launch) : Status();
+  }
+
+  // The copies between the host and a launch's staging memory, if it has any.
+  Status queue_staged(Direction direction, const Launch& launch) {
+    if (launch.staging == 0) return {};
+    for (const auto& copy : launch.copies) {
+      const std::uint64_t staged = launch.staging + copy.staged_at;
+      const bool gather = direction == Direction::kGather;
+      MOONPOOL_RETURN_IF_ERROR(
+          driver_.copy(launch.device, gather ? copy.host : staged, gather ? staged : copy.host, copy.length, launch.slot->stream()));
+    }
+    staged_.fetch_add(1, std::memory_order_relaxed);
     return {};
   }
 
@@ -384,9 +286,13 @@ class Copier::Impl {
     taken.fetch_add(launch.blocks, std::memory_order_relaxed);
   }
 
-  void give_blocks_back(Direction direction, Launch& launch) {
-    device(launch.device).blocks_taken[static_cast<std::size_t>(direction)].fetch_sub(launch.blocks, std::memory_order_relaxed);
+  // All that a launch has taken. `ended`: without error.
+  void give_back(Direction direction, Launch& launch, bool ended) {
+    auto& where = device(launch.device);
+    where.blocks_taken[static_cast<std::size_t>(direction)].fetch_sub(launch.blocks, std::memory_order_relaxed);
     launch.blocks = 0;
+    where.staging.give_back(std::exchange(launch.staging, 0), ended);
+    where.slots.give_back(std::move(launch.slot), ended);
   }
 
   std::uint32_t most_blocks(int number) {
@@ -432,8 +338,7 @@ class Copier::Impl {
     if (!done) launch.status = named(launch.device, done.status());
     if (done) take_checksums(direction, launch);
     for (auto& part : launch.parts) part.use.reset();
-    give_blocks_back(direction, launch);
-    device(launch.device).slots.give_back(std::move(launch.slot), done.ok());
+    give_back(direction, launch, done.ok());
   }
 
   static void take_checksums(Direction direction, const Launch& launch) {
@@ -467,8 +372,7 @@ class Copier::Impl {
           if (!done || *done) break;
         }
       }
-      give_blocks_back(work.direction, launch);
-      device(launch.device).slots.give_back(std::move(launch.slot), !launch.touched);
+      give_back(work.direction, launch, !launch.touched);
     }
     if (waits) host_waits_.fetch_add(1, std::memory_order_relaxed);
   }
@@ -478,6 +382,7 @@ class Copier::Impl {
   const Settings settings_;
   std::vector<std::unique_ptr<Device>> devices_;
   std::atomic<std::uint64_t> launches_{0};
+  std::atomic<std::uint64_t> staged_{0};
   std::atomic<std::uint64_t> copies_{0};
   std::atomic<std::uint64_t> bytes_{0};
   std::atomic<std::uint64_t> host_waits_{0};

@@ -1,8 +1,10 @@
 // Moves bytes between many pieces of device memory and contiguous pinned memory, all jobs of a call in one launch per device.
 //
-// The piece table is built in pinned memory and goes to the device in the stream's order, without anybody waiting; the kernel writes
-// straight into host memory (or reads it), and computes the checksums in the same pass. How many multiprocessors it takes is bounded
-// (settings.h). Work is queued on streams of our own, a few per device, after all that is queued on the stream that the caller names: by
+// The piece table is built in pinned memory and goes to the device in the stream's order, without anybody waiting. The kernel computes the
+// checksums in the same pass. A launch of some megabytes goes by way of memory of the device, between which and the host a copy engine
+// copies, at the link's full rate in both directions at once (device_staging.h); the kernel of a small one, or where the device has no
+// memory left, reaches the host's memory itself. How many multiprocessors launches take is bounded (settings.h): the first of a direction
+// may have all of them, those that overlap it what is left, or a quarter. Work is queued on streams of our own, a few per device, after all that is queued on the stream that the caller names: by
 // default the legacy default stream, on which PyTorch runs, so that bytes that a kernel has yet to write are not read before.
 //
 // Without kernels in this build, or none for the device, each piece is one asynchronous copy and the host computes the checksums.
@@ -65,6 +67,7 @@ class Copier {
   // Counted since the start, for tests and status.
   struct Counters {
     std::uint64_t launches = 0;
+    std::uint64_t staged = 0;  // launches whose bytes passed through the device's staging memory
     std::uint64_t copies = 0;  // asynchronous copies of pieces, where there is no kernel
     std::uint64_t bytes = 0;
     std::uint64_t host_waits = 0;  // calls that waited for a device, or looked whether they had to

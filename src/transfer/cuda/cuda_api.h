@@ -77,6 +77,7 @@ inline constexpr unsigned kMemoryTypeHost = 1;  // CUmemorytype
 inline constexpr unsigned kMemoryTypeDevice = 2;
 // Flags
 inline constexpr unsigned kStreamNonBlocking = 1;
+inline constexpr int kMostUrgent = -1000;  // a stream's priority; the driver takes the nearest that the device has
 inline constexpr unsigned kEventDisableTiming = 2;
 inline constexpr unsigned kHostPortable = 1;  // of cuMemHostAlloc and cuMemHostRegister
 inline constexpr unsigned kHostDeviceMap = 2;
@@ -105,7 +106,7 @@ struct Functions {
   Result (*device_can_access_peer)(int* can, Device device, Device peer) = nullptr;
   Result (*thread_exchange_stream_capture_mode)(int* mode) = nullptr;
   Result (*pointer_get_attributes)(unsigned count, int* attributes, void** data, DevicePointer pointer) = nullptr;
-  Result (*stream_create)(Stream* stream, unsigned flags) = nullptr;
+  Result (*stream_create)(Stream* stream, unsigned flags, int priority) = nullptr;
   Result (*stream_destroy)(Stream stream) = nullptr;
   Result (*stream_wait_event)(Stream stream, Event event, unsigned flags) = nullptr;
   Result (*event_create)(Event* event, unsigned flags) = nullptr;

@@ -37,7 +37,7 @@ Result<api::Functions> load_functions(const char* file) {
   find(functions.device_can_access_peer, "cuDeviceCanAccessPeer");
   find(functions.thread_exchange_stream_capture_mode, "cuThreadExchangeStreamCaptureMode");
   find(functions.pointer_get_attributes, "cuPointerGetAttributes");
-  find(functions.stream_create, "cuStreamCreate");
+  find(functions.stream_create, "cuStreamCreateWithPriority");
   find(functions.stream_destroy, "cuStreamDestroy_v2");
   find(functions.stream_wait_event, "cuStreamWaitEvent");
   find(functions.event_create, "cuEventCreate");

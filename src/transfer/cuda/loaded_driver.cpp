@@ -285,7 +285,9 @@ std::optional<DeviceMemory> LoadedDriver::locate(std::uint64_t address) const {
 
 Outcome<Stream> LoadedDriver::create_stream(int device) {
   api::Stream stream = nullptr;
-  MOONPOOL_RETURN_IF_ERROR(on(device, "cuStreamCreate", [&] { return calls_->stream_create(&stream, api::kStreamNonBlocking); }));
+  // Our kernels are short, and what they move is waited for: their blocks go before those that an engine has queued.
+  MOONPOOL_RETURN_IF_ERROR(on(device, "cuStreamCreateWithPriority",
+                              [&] { return calls_->stream_create(&stream, api::kStreamNonBlocking, api::kMostUrgent); }));
   return Stream{number_of(stream)};
 }
 
