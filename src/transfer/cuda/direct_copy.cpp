@@ -64,13 +64,20 @@ CopyStreams::~CopyStreams() {
 
 DirectCopy::~DirectCopy() { (void)wait(Deadline::after(std::chrono::seconds(0))); }
 
-Status DirectCopy::start(Opcode opcode, std::span<const Piece> pieces, Stream after, bool reachable) {
-  for (const auto& piece : pieces) (!reachable || piece.length >= kLargeCopy ? large_ : small_).push_back(piece);
-  if (!large_.empty()) MOONPOOL_RETURN_IF_ERROR(start_large(opcode, after));
-  return small_.empty() ? Status() : start_small(opcode, after);
+Status DirectCopy::start(Opcode opcode, std::span<const Batch> batches, Stream after, bool reachable) {
+  const std::uint64_t least = reachable ? kLargeCopy : 0;
+  std::size_t count = 0;
+  std::size_t small = 0;
+  for (const auto& batch : batches) {
+    count += batch.pieces.size();
+    for (const auto& piece : batch.pieces) small += piece.length < least ? 1 : 0;
+  }
+  if (small < count) MOONPOOL_RETURN_IF_ERROR(start_large(opcode, batches, least, after));
+  return small == 0 ? Status() : start_small(opcode, batches, small, least, after);
 }
 
-Status DirectCopy::start_large(Opcode opcode, Stream after) {
+// Pieces of `least` bytes or more.
+Status DirectCopy::start_large(Opcode opcode, std::span<const Batch> batches, std::uint64_t least, Stream after) {
   Driver& driver = runtime_.driver();
   auto pair = streams_.take(driver, device_);
   if (!pair.ok()) return pair.status();
@@ -80,30 +87,41 @@ Status DirectCopy::start_large(Opcode opcode, Stream after) {
     status = driver.record(device_, stream_->event, after);
     if (status.ok()) status = driver.wait(device_, stream_->stream, stream_->event);
   }
-  for (const auto& piece : large_) {
-    if (!status.ok()) break;
-    const auto [to, from] = opcode == Opcode::kWrite ? std::pair(piece.remote, piece.local) : std::pair(piece.local, piece.remote);
-    status = driver.copy(device_, to, from, piece.length, stream_->stream);
+  for (const auto& batch : batches) {
+    for (const auto& piece : batch.pieces) {
+      if (!status.ok()) break;
+      if (piece.length < least) continue;
+      const std::uint64_t remote = piece.remote + batch.offset;
+      const auto [to, from] = opcode == Opcode::kWrite ? std::pair(remote, piece.local) : std::pair(piece.local, remote);
+      status = driver.copy(device_, to, from, piece.length, stream_->stream);
+    }
   }
   // What was queued is waited for, also after an error.
   const Status recorded = driver.record(device_, stream_->event, stream_->stream);
   return status.ok() ? recorded : status;
 }
 
-// Pieces that follow each other in the other place are one job.
-Status DirectCopy::start_small(Opcode opcode, Stream after) {
-  job_pieces_.reserve(small_.size());
-  std::size_t first = 0;
-  for (const auto& piece : small_) {
-    if (jobs_.empty() || jobs_.back().device_address + jobs_.back().length != piece.remote) {
-      jobs_.emplace_back();
-      jobs_.back().device = device_;
-      jobs_.back().device_address = piece.remote;
-      first = job_pieces_.size();
+// Those of less, `count`; what follows each other in the other place is one job.
+Status DirectCopy::start_small(Opcode opcode, std::span<const Batch> batches, std::size_t count, std::uint64_t least, Stream after) {
+  job_pieces_.reserve(count);
+  jobs_.reserve(count);
+  for (const auto& batch : batches) {
+    std::uint64_t end = 0;  // of the last job, for the first piece: none
+    for (const auto& piece : batch.pieces) {
+      if (piece.length >= least) continue;
+      const std::uint64_t remote = piece.remote + batch.offset;
+      job_pieces_.push_back({piece.local, piece.length});
+      if (end != remote) {
+        auto& job = jobs_.emplace_back();
+        job.device = device_;
+        job.device_address = remote;
+        job.pieces = std::span(&job_pieces_.back(), 0);
+      }
+      auto& job = jobs_.back();
+      job.pieces = std::span(job.pieces.data(), job.pieces.size() + 1);
+      job.length += piece.length;
+      end = remote + piece.length;
     }
-    job_pieces_.push_back({piece.local, piece.length});
-    jobs_.back().pieces = std::span(job_pieces_).subspan(first);
-    jobs_.back().length += piece.length;
   }
   auto ticket = runtime_.copier().submit(opcode == Opcode::kWrite ? Direction::kGather : Direction::kScatter, jobs_, after);
   if (!ticket.ok()) return ticket.status();

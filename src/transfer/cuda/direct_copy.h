@@ -49,18 +49,22 @@ class DirectCopy {
   DirectCopy(const DirectCopy&) = delete;
   DirectCopy& operator=(const DirectCopy&) = delete;
 
-  // Once. `pieces`: addresses on the device (local) and those of the other place (remote). `reachable`: kernels of the device may touch it.
-  [[nodiscard]] Status start(Opcode opcode, std::span<const Piece> pieces, Stream after, bool reachable);
+  // Addresses on the device (local) and in one other place (remote).
+  struct Batch {
+    std::span<const Piece> pieces;
+    std::uint64_t offset = 0;  // what to add to the remote ones to reach them
+  };
+  // Once. `reachable`: kernels of the device may touch the other places. The pieces need not stay.
+  [[nodiscard]] Status start(Opcode opcode, std::span<const Batch> batches, Stream after, bool reachable);
   [[nodiscard]] Status wait(Deadline deadline);
 
  private:
-  Status start_large(Opcode opcode, Stream after);
-  Status start_small(Opcode opcode, Stream after);
+  Status start_large(Opcode opcode, std::span<const Batch> batches, std::uint64_t least, Stream after);
+  Status start_small(Opcode opcode, std::span<const Batch> batches, std::size_t count, std::uint64_t least, Stream after);
 
   Runtime& runtime_;
   CopyStreams& streams_;
   const int device_;
-  std::vector<Piece> large_, small_;
   std::vector<AddressRange> job_pieces_;
   std::vector<CopyJob> jobs_;
   std::optional<CopyStreams::Pair> stream_;  // in use
