@@ -1,5 +1,6 @@
 #include "transfer/cuda/direct_copy.h"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -64,7 +65,7 @@ CopyStreams::~CopyStreams() {
 
 DirectCopy::~DirectCopy() { (void)wait(Deadline::after(std::chrono::seconds(0))); }
 
-Status DirectCopy::start(Opcode opcode, std::span<const Batch> batches, Stream after, bool reachable) {
+Status DirectCopy::start(Opcode opcode, std::span<const Batch> batches, Stream after, bool reachable, Deadline deadline) {
   const std::uint64_t least = reachable ? kLargeCopy : 0;
   std::size_t count = 0;
   std::size_t small = 0;
@@ -73,7 +74,7 @@ Status DirectCopy::start(Opcode opcode, std::span<const Batch> batches, Stream a
     for (const auto& piece : batch.pieces) small += piece.length < least ? 1 : 0;
   }
   if (small < count) MOONPOOL_RETURN_IF_ERROR(start_large(opcode, batches, least, after));
-  return small == 0 ? Status() : start_small(opcode, batches, small, least, after);
+  return small == 0 ? Status() : start_small(opcode, batches, small, least, after, deadline);
 }
 
 // Pieces of `least` bytes or more.
@@ -101,32 +102,61 @@ Status DirectCopy::start_large(Opcode opcode, std::span<const Batch> batches, st
   return status.ok() ? recorded : status;
 }
 
-// Those of less, `count`; what follows each other in the other place is one job.
-Status DirectCopy::start_small(Opcode opcode, std::span<const Batch> batches, std::size_t count, std::uint64_t least, Stream after) {
-  job_pieces_.reserve(count);
-  jobs_.reserve(count);
+void DirectCopy::List::clear(std::size_t room) {
+  pieces.clear();
+  jobs.clear();
+  pieces.reserve(room);  // jobs point into it
+  jobs.reserve(room);
+}
+
+// Pieces that follow each other in the other place are one job.
+void DirectCopy::List::add(int device, std::uint64_t local, std::uint64_t remote, std::uint64_t length) {
+  pieces.push_back({local, length});
+  if (jobs.empty() || jobs.back().device_address + jobs.back().length != remote) {
+    auto& job = jobs.emplace_back();
+    job.device = device;
+    job.device_address = remote;
+    job.pieces = std::span(&pieces.back(), 0);
+  }
+  auto& job = jobs.back();
+  job.pieces = std::span(job.pieces.data(), job.pieces.size() + 1);
+  job.length += length;
+}
+
+// Those of less, `count`.
+Status DirectCopy::start_small(Opcode opcode, std::span<const Batch> batches, std::size_t count, std::uint64_t least, Stream after,
+                               Deadline deadline) {
+  const std::size_t room = std::min(count, kLaunchPieces);
+  std::size_t list = 0;
+  lists_[list].clear(room);
   for (const auto& batch : batches) {
-    std::uint64_t end = 0;  // of the last job, for the first piece: none
     for (const auto& piece : batch.pieces) {
       if (piece.length >= least) continue;
-      const std::uint64_t remote = piece.remote + batch.offset;
-      job_pieces_.push_back({piece.local, piece.length});
-      if (end != remote) {
-        auto& job = jobs_.emplace_back();
-        job.device = device_;
-        job.device_address = remote;
-        job.pieces = std::span(&job_pieces_.back(), 0);
+      if (lists_[list].pieces.size() == kLaunchPieces) {
+        MOONPOOL_RETURN_IF_ERROR(submit(opcode, list, after, deadline));
+        list = 1 - list;
+        lists_[list].clear(room);
       }
-      auto& job = jobs_.back();
-      job.pieces = std::span(job.pieces.data(), job.pieces.size() + 1);
-      job.length += piece.length;
-      end = remote + piece.length;
+      lists_[list].add(device_, piece.local, piece.remote + batch.offset, piece.length);
     }
   }
-  auto ticket = runtime_.copier().submit(opcode == Opcode::kWrite ? Direction::kGather : Direction::kScatter, jobs_, after);
+  return submit(opcode, list, after, deadline);
+}
+
+// After the end of the other list's launch.
+Status DirectCopy::submit(Opcode opcode, std::size_t list, Stream after, Deadline deadline) {
+  MOONPOOL_RETURN_IF_ERROR(wait(lists_[1 - list], deadline));
+  auto ticket = runtime_.copier().submit(opcode == Opcode::kWrite ? Direction::kGather : Direction::kScatter, lists_[list].jobs, after);
   if (!ticket.ok()) return ticket.status();
-  ticket_ = std::move(*ticket);
+  lists_[list].ticket = std::move(*ticket);
   return {};
+}
+
+Status DirectCopy::wait(List& list, Deadline deadline) {
+  if (list.ticket == nullptr) return {};
+  Status copied = runtime_.copier().wait(*list.ticket, deadline);
+  list.ticket.reset();
+  return copied;
 }
 
 Status DirectCopy::wait(Deadline deadline) {
@@ -140,9 +170,8 @@ Status DirectCopy::wait(Deadline deadline) {
       CopyStreams::drop(runtime_.driver(), device_, pair);
     }
   }
-  if (ticket_ != nullptr) {
-    Status copied = runtime_.copier().wait(*ticket_, deadline);
-    ticket_.reset();
+  for (auto& list : lists_) {
+    Status copied = wait(list, deadline);
     if (status.ok()) status = std::move(copied);
   }
   return status;

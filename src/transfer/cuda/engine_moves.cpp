@@ -402,7 +402,7 @@ Status EngineMoves::copy(Runtime& runtime, Opcode opcode, const Batches& by_devi
   Status status;
   for (const auto& [device, batches] : by_device) {
     copies.push_back(std::make_unique<DirectCopy>(runtime, streams_, device));
-    status = copies.back()->start(opcode, batches, after, reachable);
+    status = copies.back()->start(opcode, batches, after, reachable, deadline);
     if (!status.ok()) break;
   }
   for (const auto& copy : copies) {

@@ -340,6 +340,35 @@ TEST_F(CudaEngineTest, NeighboursAtBothEndsAreOneCopy) {
   EXPECT_EQ(here_->fake->counts().launches - before.launches, 0U);
 }
 
+TEST_F(CudaEngineTest, MorePiecesThanALaunchHasArriveInTheirPlaces) {
+  Buffer mine(*here_, 0);
+  Buffer theirs(*there_, 1);
+  const auto bytes = random_bytes(kSize, 1);
+  mine.set(bytes);
+  constexpr std::size_t kCount = 3 * DirectCopy::kLaunchPieces + 1;
+  constexpr std::uint64_t kPiece = 24;
+  static_assert(kCount * kPiece <= kSize);
+  std::vector<Piece> pieces;
+  Memory expected(kSize);
+  theirs.set(expected);
+  for (std::uint64_t i = 0; i < kCount; ++i) {
+    const std::uint64_t from = i * 7919 % kCount * kPiece;  // a prime: no two are the same
+    const std::uint64_t to = (kCount - 1 - i) * kPiece;
+    pieces.push_back({mine.at(from), theirs.at(to), kPiece});
+    std::copy_n(bytes.begin() + std::ptrdiff_t(from), kPiece, expected.begin() + std::ptrdiff_t(to));
+  }
+  const auto before = here_->fake->counts();
+  const Status status = transfer(Opcode::kWrite, pieces);
+  ASSERT_TRUE(status.ok()) << status.to_string();
+  EXPECT_TRUE(theirs.get() == expected);
+  EXPECT_EQ(here_->fake->counts().launches - before.launches, 4U);
+  theirs.set(Memory(kSize));
+  mine.set(bytes);
+  ASSERT_TRUE(transfer(Opcode::kRead, pieces).ok());
+  const auto read = mine.get();
+  EXPECT_TRUE(std::all_of(read.begin(), read.begin() + kCount * kPiece, [](std::byte b) { return b == std::byte{0}; }));
+}
+
 TEST_F(CudaEngineTest, ARangeRegisteredAnewInPartsIsOpenedAnew) {
   Buffer mine(*here_, 0);
   const auto bytes = random_bytes(kSize, 1);
