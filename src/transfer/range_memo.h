@@ -1,5 +1,6 @@
-// Finds the registered ranges that many pieces are in, one after the other, mostly without a search: a piece is in the range of the one before
-// it, or in the range that followed that one the last time (blocks of many layers come layer by layer, in the same order again and again).
+// Finds the registered ranges that many pieces are in, one after the other, mostly without a search: a piece is in the range of the one
+// before it, or in the range that followed that one the last time (blocks of many layers come layer by layer, in the same order again and
+// again).
 //
 // Cost: a few comparisons for a piece that was foreseen, else what `search` costs. Threads: one. Lifetime: not beyond that of the ranges.
 #pragma once

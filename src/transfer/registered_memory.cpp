@@ -54,7 +54,8 @@ Status RegisteredMemory::add(std::uint64_t address, std::uint64_t length, std::s
     }
   }
   if (place != nullptr) ++on_devices_;
-  regions_.emplace(address, std::make_shared<Region>(Region{address, length, std::string(location), registered_++, 0, 0, std::move(place)}));
+  regions_.emplace(address,
+                   std::make_shared<Region>(Region{address, length, std::string(location), registered_++, 0, 0, std::move(place)}));
   return {};
 }
 

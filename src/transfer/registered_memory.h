@@ -1,8 +1,8 @@
 // The memory that a transfer engine's user has registered: ranges of addresses of this process that peers may read and write.
 //
 // Whoever moves bytes holds the ranges first; hold() checks every piece before it gives anything, and unregistering waits until the holds
-// of that range are gone. So a byte is never moved outside registered memory, nor into memory that its owner has taken back. Cost: some 2 ns a
-// piece under one mutex (range_memo.h), which is never held while bytes move. Threads: any. Outlives its holds.
+// of that range are gone. So a byte is never moved outside registered memory, nor into memory that its owner has taken back. Cost: some 2
+// ns a piece under one mutex (range_memo.h), which is never held while bytes move. Threads: any. Outlives its holds.
 #pragma once
 
 #include <condition_variable>

@@ -1,11 +1,11 @@
 // Copies between two places in device memory that one device of this process reaches: its own, a peer device's, or another process's that
 // is mapped here (ipc_mappings.h).
 //
-// Pieces of at least kLargeCopy go to the copy engines, one asynchronous copy each; all others to the copier's kernel, kLaunchPieces a launch,
-// one launch at a time (two would share the multiprocessors that copies may take): the device copies while the host lists the next ones, in
-// memory that stays small enough to be used again. 65536 pieces in one launch took the host twice as long, most of it for fresh pages.
-// Without access of the device to the other's memory the driver copies each piece (by way of the host, if it must).
-// Threads: one. What is in flight ends before the destructor does.
+// Pieces of at least kLargeCopy go to the copy engines, one asynchronous copy each; all others to the copier's kernel, kLaunchPieces a
+// launch, one launch at a time (two would share the multiprocessors that copies may take): the device copies while the host lists the next
+// ones, in memory that stays small enough to be used again. 65536 pieces in one launch took the host twice as long, most of it for fresh
+// pages. Without access of the device to the other's memory the driver copies each piece (by way of the host, if it must). Threads: one.
+// What is in flight ends before the destructor does.
 #pragma once
 
 #include <array>

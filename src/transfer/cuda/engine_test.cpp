@@ -312,8 +312,7 @@ TEST_F(CudaEngineTest, PiecesOfManyRangesThatAlternateArriveInTheirPlaces) {
       if (i > 40 && random() % 4 == 0) continue;  // out of step
       const std::size_t other = kLayers - 1 - layer;
       pieces.push_back({mine[layer]->at(from[i] * kBlock), theirs[other]->at(to[i] * kBlock), kBlock});
-      std::copy_n(sent[layer].begin() + std::ptrdiff_t(from[i] * kBlock), kBlock,
-                  expected[other].begin() + std::ptrdiff_t(to[i] * kBlock));
+      std::copy_n(sent[layer].begin() + std::ptrdiff_t(from[i] * kBlock), kBlock, expected[other].begin() + std::ptrdiff_t(to[i] * kBlock));
     }
     pieces.push_back({1, 1, 0});
   }

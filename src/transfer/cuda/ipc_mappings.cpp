@@ -8,7 +8,8 @@ namespace moonpool::transfer::cuda {
 namespace {
 
 bool offers(const RemoteSegment& owner, const std::string& handle) {
-  return std::ranges::any_of(owner.by_address, [&](const auto& entry) { return entry.second.place && entry.second.place->ipc_handle == handle; });
+  return std::ranges::any_of(owner.by_address,
+                             [&](const auto& entry) { return entry.second.place && entry.second.place->ipc_handle == handle; });
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
-// The pieces of a transfer, grouped by the registered memory that they are in at both ends; neighbours at both ends are one piece, which never
-// reaches from one registered range into the next.
+// The pieces of a transfer, grouped by the registered memory that they are in at both ends; neighbours at both ends are one piece, which
+// never reaches from one registered range into the next.
 //
-// What has to be found or checked for memory is so done once a group, and not for each piece. Cost: some 2 ns a piece when groups follow each
-// other in a pattern that comes again, else the search of a tree where the group changes. Threads: one.
+// What has to be found or checked for memory is so done once a group, and not for each piece. Cost: some 2 ns a piece when groups follow
+// each other in a pattern that comes again, else the search of a tree where the group changes. Threads: one.
 #pragma once
 
 #include <deque>
