@@ -134,6 +134,13 @@ Status DirectCopy::start_small(Opcode opcode, std::span<const Batch> batches, st
       if (piece.length >= least) continue;
       if (lists_[list].pieces.size() == kLaunchPieces) {
         MOONPOOL_RETURN_IF_ERROR(submit(opcode, list, after, deadline));
+        // All that the first launch came after has ended before the second: what is queued there by then need not be waited for.
+        if (!idle_) {
+          auto pair = streams_.take(runtime_.driver(), device_);
+          if (!pair.ok()) return pair.status();
+          idle_ = *pair;
+          after = idle_->stream;
+        }
         list = 1 - list;
         lists_[list].clear(room);
       }
@@ -159,21 +166,29 @@ Status DirectCopy::wait(List& list, Deadline deadline) {
   return copied;
 }
 
+void DirectCopy::put_away(std::optional<CopyStreams::Pair>& pair, const Status& status) {
+  if (!pair) return;
+  if (status.ok() || status.code() == ErrorCode::kRpcTimeout) {
+    streams_.give_back(device_, *pair);
+  } else {
+    CopyStreams::drop(runtime_.driver(), device_, *pair);
+  }
+  pair.reset();
+}
+
 Status DirectCopy::wait(Deadline deadline) {
   Status status;
   if (stream_) {
     status = wait_for(runtime_.driver(), device_, stream_->event, deadline);
-    const auto pair = *std::exchange(stream_, std::nullopt);
-    if (status.ok() || status.code() == ErrorCode::kRpcTimeout) {
-      streams_.give_back(device_, pair);
-    } else {
-      CopyStreams::drop(runtime_.driver(), device_, pair);
-    }
+    put_away(stream_, status);
   }
+  Status small;
   for (auto& list : lists_) {
     Status copied = wait(list, deadline);
-    if (status.ok()) status = std::move(copied);
+    if (small.ok()) small = std::move(copied);
   }
+  put_away(idle_, small);
+  if (status.ok()) status = std::move(small);
   return status;
 }
 

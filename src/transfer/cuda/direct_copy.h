@@ -77,11 +77,13 @@ class DirectCopy {
                      Deadline deadline);
   Status submit(Opcode opcode, std::size_t list, Stream after, Deadline deadline);
   Status wait(List& list, Deadline deadline);
+  void put_away(std::optional<CopyStreams::Pair>& pair, const Status& status);
 
   Runtime& runtime_;
   CopyStreams& streams_;
   const int device_;
-  std::optional<CopyStreams::Pair> stream_;  // in use
+  std::optional<CopyStreams::Pair> stream_;  // of large copies, in use
+  std::optional<CopyStreams::Pair> idle_;    // what launches but the first come after
   std::array<List, 2> lists_;
 };
 
