@@ -50,8 +50,9 @@ std::optional<std::vector<Piece>> to_pieces(const Numbers& local, const Numbers&
                lengths.size());
     return std::nullopt;
   }
-  std::vector<Piece> pieces(local.size());
-  for (std::size_t i = 0; i < pieces.size(); ++i) pieces[i] = {local.values[i], remote.values[i], lengths.values[i]};
+  std::vector<Piece> pieces;
+  pieces.reserve(local.size());
+  for (std::size_t i = 0; i < local.size(); ++i) pieces.push_back({local.values[i], remote.values[i], lengths.values[i]});
   return pieces;
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "transfer/range_memo.h"
+
 namespace moonpool::transfer {
 
 namespace {
@@ -21,7 +23,7 @@ RegisteredMemory::Hold& RegisteredMemory::Hold::operator=(Hold&& other) noexcept
     release();
     memory_ = other.memory_;
     regions_ = std::exchange(other.regions_, {});
-    of_pieces_ = std::exchange(other.of_pieces_, {});
+    runs_ = std::exchange(other.runs_, {});
   }
   return *this;
 }
@@ -33,7 +35,7 @@ void RegisteredMemory::Hold::release() {
     for (const auto& region : regions_) --region->holds;
   }
   regions_.clear();
-  of_pieces_.clear();
+  runs_.clear();
   memory_->released_.notify_all();
 }
 
@@ -52,7 +54,8 @@ Status RegisteredMemory::add(std::uint64_t address, std::uint64_t length, std::s
     }
   }
   if (place != nullptr) ++on_devices_;
-  regions_.emplace(address, std::make_shared<Region>(Region{address, length, std::string(location), registered_++, 0, std::move(place)}));
+  regions_.emplace(address,
+                   std::make_shared<Region>(Region{address, length, std::string(location), registered_++, 0, 0, std::move(place)}));
   return {};
 }
 
@@ -72,36 +75,56 @@ Status RegisteredMemory::remove(std::uint64_t address, Deadline deadline) {
                                       "touches them: keep the memory until it has ended"};
 }
 
-std::shared_ptr<RegisteredMemory::Region> RegisteredMemory::region_of(const AddressRange& piece) const {
+RegisteredMemory::Region* RegisteredMemory::region_of(const AddressRange& piece) const {
   const auto after = regions_.upper_bound(piece.address);
   if (after == regions_.begin()) return nullptr;
-  const auto& region = std::prev(after)->second;
+  Region* const region = std::prev(after)->second.get();
   const std::uint64_t offset = piece.address - region->address;
   const bool inside = offset <= region->length && piece.length <= region->length - offset;
   return inside ? region : nullptr;
 }
 
-Result<RegisteredMemory::Hold> RegisteredMemory::hold(std::span<const AddressRange> pieces) {
+template <typename RangeOf>
+Result<RegisteredMemory::Hold> RegisteredMemory::hold_each(std::size_t count, RangeOf range_of) {
   std::vector<std::shared_ptr<Region>> regions;
-  std::vector<const Region*> of_pieces;
+  std::vector<Run> runs;
+  RangeMemo<Region> memo;
+  const Region* last = nullptr;
   bool with_devices = false;
   const std::scoped_lock lock(mutex_);
-  if (on_devices_ > 0) of_pieces.reserve(pieces.size());
-  for (const auto& piece : pieces) {
-    auto region = piece.length == 0 ? nullptr : region_of(piece);
-    if (region == nullptr && piece.length > 0)
+  const std::uint64_t number = ++held_;
+  for (std::size_t i = 0; i < count; ++i) {
+    const AddressRange piece = range_of(i);
+    if (piece.length == 0) continue;
+    Region* const region = memo.find(piece.address, piece.length, [&] { return region_of(piece); });
+    if (region == nullptr)
       return Status(ErrorCode::kInvalidParams, text_of(piece) + " are not inside registered memory: register them first");
-    if (on_devices_ > 0) of_pieces.push_back(region.get());
-    if (region == nullptr) continue;
+    if (region == last) continue;
+    last = region;
+    if (on_devices_ > 0) {
+      if (!runs.empty()) runs.back().end = i;
+      runs.push_back({region, count});
+    }
+    if (region->last_hold == number) continue;
+    region->last_hold = number;
     with_devices = with_devices || region->place != nullptr;
-    if (regions.empty() || regions.back() != region) regions.push_back(std::move(region));
+    regions.push_back(regions_.find(region->address)->second);
   }
   for (const auto& region : regions) ++region->holds;
   Hold hold;
   hold.memory_ = this;
   hold.regions_ = std::move(regions);
-  if (with_devices) hold.of_pieces_ = std::move(of_pieces);
+  if (with_devices) hold.runs_ = std::move(runs);
   return hold;
+}
+
+Result<RegisteredMemory::Hold> RegisteredMemory::hold(std::span<const AddressRange> pieces) {
+  return hold_each(pieces.size(), [&](std::size_t i) { return pieces[i]; });
+}
+
+Result<RegisteredMemory::Hold> RegisteredMemory::hold(std::span<const Piece> pieces, End end) {
+  if (end == End::kLocal) return hold_each(pieces.size(), [&](std::size_t i) { return AddressRange{pieces[i].local, pieces[i].length}; });
+  return hold_each(pieces.size(), [&](std::size_t i) { return AddressRange{pieces[i].remote, pieces[i].length}; });
 }
 
 bool RegisteredMemory::is_on_device(std::uint64_t address) const {

@@ -1,8 +1,8 @@
 // The memory that a transfer engine's user has registered: ranges of addresses of this process that peers may read and write.
 //
 // Whoever moves bytes holds the ranges first; hold() checks every piece before it gives anything, and unregistering waits until the holds
-// of that range are gone. So a byte is never moved outside registered memory, nor into memory that its owner has taken back. Cost: a tree
-// lookup per piece under one mutex, which is never held while bytes move. Threads: any. Outlives its holds.
+// of that range are gone. So a byte is never moved outside registered memory, nor into memory that its owner has taken back. Cost: some 2
+// ns a piece under one mutex (range_memo.h), which is never held while bytes move. Threads: any. Outlives its holds.
 #pragma once
 
 #include <condition_variable>
@@ -17,6 +17,7 @@
 
 #include "base/deadline.h"
 #include "base/result.h"
+#include "transfer/opcode.h"
 #include "transfer/transport.h"
 
 namespace moonpool::transfer {
@@ -43,7 +44,28 @@ class RegisteredMemory {
     std::string location;
     std::uint64_t order = 0;  // of registration; no two have the same
     std::uint64_t holds = 0;
+    std::uint64_t last_hold = 0;               // the last one that counts in holds, by its number
     std::shared_ptr<const DevicePlace> place;  // null: host memory
+  };
+  // Consecutive pieces in one region (those of length 0 are in any). Its address, order and place may be read while the hold lives.
+  struct Run {
+    const Region* region = nullptr;
+    std::size_t end = 0;  // the first piece behind it
+  };
+  // Goes along pieces whose runs these are.
+  class Walk {
+   public:
+    explicit Walk(std::span<const Run> runs) : runs_(runs) {}
+    // Of pieces in ascending order. Null where there are no runs.
+    [[nodiscard]] const Region* at(std::size_t piece) {
+      if (runs_.empty()) return nullptr;
+      while (runs_[run_].end <= piece) ++run_;
+      return runs_[run_].region;
+    }
+
+   private:
+    std::span<const Run> runs_;
+    std::size_t run_ = 0;
   };
 
   // Keeps the regions of a transfer registered. Move-only.
@@ -53,16 +75,15 @@ class RegisteredMemory {
     Hold(Hold&& other) noexcept = default;
     Hold& operator=(Hold&& other) noexcept;
     ~Hold() { release(); }
-    // Per piece, the region that it is in (null for one of length 0), whose address, order and place may be read while the hold lives.
-    // Empty when all pieces are host memory.
-    [[nodiscard]] std::span<const Region* const> with_devices() const { return of_pieces_; }
+    // The regions of all pieces. Empty when all are host memory.
+    [[nodiscard]] std::span<const Run> with_devices() const { return runs_; }
 
    private:
     friend class RegisteredMemory;
     void release();
     RegisteredMemory* memory_ = nullptr;
-    std::vector<std::shared_ptr<Region>> regions_;  // empty once moved from
-    std::vector<const Region*> of_pieces_;
+    std::vector<std::shared_ptr<Region>> regions_;  // each once; empty once moved from
+    std::vector<Run> runs_;
   };
 
   // kInvalidParams for a null, empty or overflowing range; kSegmentAlreadyExists for an overlap.
@@ -72,18 +93,24 @@ class RegisteredMemory {
   Status remove(std::uint64_t address, Deadline deadline);
   // kInvalidParams naming the first piece that is not inside one region. Pieces of length 0 are ignored.
   [[nodiscard]] Result<Hold> hold(std::span<const AddressRange> pieces);
+  // Of a transfer's pieces, the ends in this process, or those that are `remote` where that is this process too.
+  enum class End : std::uint8_t { kLocal, kRemote };
+  [[nodiscard]] Result<Hold> hold(std::span<const Piece> pieces, End end);
   // Whether a region of device memory begins there.
   [[nodiscard]] bool is_on_device(std::uint64_t address) const;
   // In the order of registration.
   [[nodiscard]] std::vector<Region> regions() const;
 
  private:
-  std::shared_ptr<Region> region_of(const AddressRange& piece) const;
+  template <typename RangeOf>
+  Result<Hold> hold_each(std::size_t count, RangeOf range_of);
+  Region* region_of(const AddressRange& piece) const;
 
   mutable std::mutex mutex_;  // guards all below, and the regions' holds
   std::condition_variable released_;
   std::map<std::uint64_t, std::shared_ptr<Region>> regions_;  // by address
   std::uint64_t registered_ = 0;
+  std::uint64_t held_ = 0;        // holds given or refused so far
   std::uint64_t on_devices_ = 0;  // regions in regions_ that have a place
 };
 

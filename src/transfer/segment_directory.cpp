@@ -4,20 +4,12 @@
 
 namespace moonpool::transfer {
 
-bool RemoteSegment::contains(const AddressRange& piece) const {
+const RemoteRange* RemoteSegment::range_of(const AddressRange& piece) const {
   const auto after = by_address.upper_bound(piece.address);
-  if (after == by_address.begin()) return false;
-  const auto& [address, length] = *std::prev(after);
-  const std::uint64_t offset = piece.address - address;
-  return offset <= length && piece.length <= length - offset;
-}
-
-const RemoteDeviceRange* RemoteSegment::device_range(const AddressRange& piece) const {
-  const auto after = device_ranges.upper_bound(piece.address);
-  if (after == device_ranges.begin()) return nullptr;
+  if (after == by_address.begin()) return nullptr;
   const auto& range = std::prev(after)->second;
-  const auto length = by_address.find(range.address);
-  return length != by_address.end() && piece.address - range.address < length->second ? &range : nullptr;
+  const std::uint64_t offset = piece.address - range.address;
+  return offset <= range.length && piece.length <= range.length - offset ? &range : nullptr;
 }
 
 Result<RemoteSegment> parse_descriptor(const wire::EngineDescriptor& descriptor, std::string_view peer) {
@@ -33,7 +25,8 @@ Result<RemoteSegment> parse_descriptor(const wire::EngineDescriptor& descriptor,
   segment.endpoint = {descriptor.host(), static_cast<std::uint16_t>(descriptor.port())};
   for (int i = 0; i < descriptor.buffer_address_size(); ++i) {
     segment.ranges.push_back({descriptor.buffer_address(i), descriptor.buffer_length(i)});
-    segment.by_address.emplace(descriptor.buffer_address(i), descriptor.buffer_length(i));
+    const auto& [address, length] = segment.ranges.back();
+    segment.by_address.emplace(address, RemoteRange{address, length, static_cast<std::size_t>(i), 0, std::nullopt});
   }
   segment.cuda_host = descriptor.cuda_host();
   segment.cuda_process = descriptor.cuda_process();
@@ -41,9 +34,10 @@ Result<RemoteSegment> parse_descriptor(const wire::EngineDescriptor& descriptor,
     if (buffer.buffer() >= segment.ranges.size()) {
       return Status(ErrorCode::kProtocol, "the engine '" + std::string(peer) + "' describes device memory that it has not registered");
     }
-    const std::uint64_t address = segment.ranges[buffer.buffer()].address;
-    DevicePlace place{-1, buffer.device(), buffer.ipc_handle(), buffer.ipc_offset(), buffer.no_ipc()};
-    segment.device_ranges.insert_or_assign(address, RemoteDeviceRange{address, buffer.registration(), std::move(place)});
+    auto& range = segment.by_address.at(segment.ranges[buffer.buffer()].address);
+    range.registration = buffer.registration();
+    range.place = DevicePlace{-1, buffer.device(), buffer.ipc_handle(), buffer.ipc_offset(), buffer.no_ipc()};
+    segment.has_devices = true;
   }
   return segment;
 }

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -19,11 +20,13 @@ namespace moonpool::transfer {
 
 inline constexpr std::string_view kSegmentKeyPrefix = "moonpool/segment/";
 
-// A range of a peer's that is device memory.
-struct RemoteDeviceRange {
+// A range that a peer has registered.
+struct RemoteRange {
   std::uint64_t address = 0;
-  std::uint64_t registration = 0;
-  DevicePlace place;  // the device's number means nothing here
+  std::uint64_t length = 0;
+  std::size_t order = 0;             // of registration
+  std::uint64_t registration = 0;    // the peer's number for it, of device memory
+  std::optional<DevicePlace> place;  // nullopt: host memory; the device's number means nothing here
 };
 
 struct RemoteSegment {
@@ -31,14 +34,11 @@ struct RemoteSegment {
   net::Endpoint endpoint;
   std::vector<AddressRange> ranges;  // in the order of registration
 
-  // Inside one range.
-  [[nodiscard]] bool contains(const AddressRange& piece) const;
-  std::map<std::uint64_t, std::uint64_t> by_address;
-
-  // The device memory that a piece inside one range is in; null: host memory.
-  [[nodiscard]] const RemoteDeviceRange* device_range(const AddressRange& piece) const;
-  std::map<std::uint64_t, RemoteDeviceRange> device_ranges;  // by address
-  std::string cuda_host, cuda_process;                       // proto/wire.proto
+  // The range that all of a piece is inside of; null: there is none.
+  [[nodiscard]] const RemoteRange* range_of(const AddressRange& piece) const;
+  std::map<std::uint64_t, RemoteRange> by_address;
+  bool has_devices = false;             // some of them are device memory
+  std::string cuda_host, cuda_process;  // proto/wire.proto
 };
 
 // kProtocol when the descriptor makes no sense; `peer` is named in the error.

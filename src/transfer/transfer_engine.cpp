@@ -1,5 +1,6 @@
 #include "transfer/transfer_engine.h"
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "transfer/fall_back_log.h"
 #include "transfer/notification_queue.h"
 #include "transfer/path_names.h"
+#include "transfer/range_memo.h"
 #include "transfer/rdma/raw_path.h"
 #include "transfer/registered_memory.h"
 #include "transfer/segment_directory.h"
@@ -279,14 +281,12 @@ Result<std::shared_ptr<const RemoteSegment>> TransferEngine::Impl::find_checked(
   for (const bool again : {true, false}) {
     auto target = directory_->find(peer, deadline);
     if (!target.ok()) return target.status();
-    const Piece* outside = nullptr;
-    for (const auto& piece : pieces) {
-      if (piece.length > 0 && !(*target)->contains({piece.remote, piece.length})) {
-        outside = &piece;
-        break;
-      }
-    }
-    if (outside == nullptr) return target;
+    RangeMemo<const RemoteRange> memo;
+    const auto outside = std::ranges::find_if(pieces, [&](const Piece& piece) {
+      if (piece.length == 0) return false;
+      return memo.find(piece.remote, piece.length, [&] { return (*target)->range_of({piece.remote, piece.length}); }) == nullptr;
+    });
+    if (outside == pieces.end()) return target;
     directory_->forget(peer);  // it may have registered more since
     if (!again) {
       return Status(ErrorCode::kInvalidParams, std::to_string(outside->length) + " bytes at " + std::to_string(outside->remote) +
@@ -298,10 +298,7 @@ Result<std::shared_ptr<const RemoteSegment>> TransferEngine::Impl::find_checked(
 
 Status TransferEngine::Impl::transfer(std::string_view peer, Opcode opcode, std::span<const Piece> pieces, Deadline deadline,
                                       std::optional<cuda::Stream> after) {
-  std::vector<AddressRange> local;
-  local.reserve(pieces.size());
-  for (const auto& piece : pieces) local.push_back({piece.local, piece.length});
-  const auto hold = memory_.hold(local);
+  const auto hold = memory_.hold(pieces, RegisteredMemory::End::kLocal);
   if (!hold.ok()) return {hold.code(), "local memory: " + hold.status().message()};
   const cuda::EngineMoves::Transfer transfer{opcode, pieces, hold->with_devices(), after, deadline};
 
@@ -346,9 +343,7 @@ Status TransferEngine::Impl::move_one_sided(const RemoteSegment& target, Opcode 
 }
 
 Status TransferEngine::Impl::move_within(const cuda::EngineMoves::Transfer& transfer) {
-  std::vector<AddressRange> remote;
-  for (const auto& piece : transfer.pieces) remote.push_back({piece.remote, piece.length});
-  const auto hold = memory_.hold(remote);
+  const auto hold = memory_.hold(transfer.pieces, RegisteredMemory::End::kRemote);
   if (!hold.ok()) return hold.status();
   if (!transfer.local.empty() || !hold->with_devices().empty() || transfer.after) {
     return moves_.move_within(transfer, hold->with_devices());

@@ -1,5 +1,6 @@
 #include "transfer/cuda/direct_copy.h"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -64,13 +65,20 @@ CopyStreams::~CopyStreams() {
 
 DirectCopy::~DirectCopy() { (void)wait(Deadline::after(std::chrono::seconds(0))); }
 
-Status DirectCopy::start(Opcode opcode, std::span<const Piece> pieces, Stream after, bool reachable) {
-  for (const auto& piece : pieces) (!reachable || piece.length >= kLargeCopy ? large_ : small_).push_back(piece);
-  if (!large_.empty()) MOONPOOL_RETURN_IF_ERROR(start_large(opcode, after));
-  return small_.empty() ? Status() : start_small(opcode, after);
+Status DirectCopy::start(Opcode opcode, std::span<const Batch> batches, Stream after, bool reachable, Deadline deadline) {
+  const std::uint64_t least = reachable ? kLargeCopy : 0;
+  std::size_t count = 0;
+  std::size_t small = 0;
+  for (const auto& batch : batches) {
+    count += batch.pieces.size();
+    for (const auto& piece : batch.pieces) small += piece.length < least ? 1 : 0;
+  }
+  if (small < count) MOONPOOL_RETURN_IF_ERROR(start_large(opcode, batches, least, after));
+  return small == 0 ? Status() : start_small(opcode, batches, small, least, after, deadline);
 }
 
-Status DirectCopy::start_large(Opcode opcode, Stream after) {
+// Pieces of `least` bytes or more.
+Status DirectCopy::start_large(Opcode opcode, std::span<const Batch> batches, std::uint64_t least, Stream after) {
   Driver& driver = runtime_.driver();
   auto pair = streams_.take(driver, device_);
   if (!pair.ok()) return pair.status();
@@ -80,53 +88,107 @@ Status DirectCopy::start_large(Opcode opcode, Stream after) {
     status = driver.record(device_, stream_->event, after);
     if (status.ok()) status = driver.wait(device_, stream_->stream, stream_->event);
   }
-  for (const auto& piece : large_) {
-    if (!status.ok()) break;
-    const auto [to, from] = opcode == Opcode::kWrite ? std::pair(piece.remote, piece.local) : std::pair(piece.local, piece.remote);
-    status = driver.copy(device_, to, from, piece.length, stream_->stream);
+  for (const auto& batch : batches) {
+    for (const auto& piece : batch.pieces) {
+      if (!status.ok()) break;
+      if (piece.length < least) continue;
+      const std::uint64_t remote = piece.remote + batch.offset;
+      const auto [to, from] = opcode == Opcode::kWrite ? std::pair(remote, piece.local) : std::pair(piece.local, remote);
+      status = driver.copy(device_, to, from, piece.length, stream_->stream);
+    }
   }
   // What was queued is waited for, also after an error.
   const Status recorded = driver.record(device_, stream_->event, stream_->stream);
   return status.ok() ? recorded : status;
 }
 
+void DirectCopy::List::clear(std::size_t room) {
+  pieces.clear();
+  jobs.clear();
+  pieces.reserve(room);  // jobs point into it
+  jobs.reserve(room);
+}
+
 // Pieces that follow each other in the other place are one job.
-Status DirectCopy::start_small(Opcode opcode, Stream after) {
-  job_pieces_.reserve(small_.size());
-  std::size_t first = 0;
-  for (const auto& piece : small_) {
-    if (jobs_.empty() || jobs_.back().device_address + jobs_.back().length != piece.remote) {
-      jobs_.emplace_back();
-      jobs_.back().device = device_;
-      jobs_.back().device_address = piece.remote;
-      first = job_pieces_.size();
-    }
-    job_pieces_.push_back({piece.local, piece.length});
-    jobs_.back().pieces = std::span(job_pieces_).subspan(first);
-    jobs_.back().length += piece.length;
+void DirectCopy::List::add(int device, std::uint64_t local, std::uint64_t remote, std::uint64_t length) {
+  pieces.push_back({local, length});
+  if (jobs.empty() || jobs.back().device_address + jobs.back().length != remote) {
+    auto& job = jobs.emplace_back();
+    job.device = device;
+    job.device_address = remote;
+    job.pieces = std::span(&pieces.back(), 0);
   }
-  auto ticket = runtime_.copier().submit(opcode == Opcode::kWrite ? Direction::kGather : Direction::kScatter, jobs_, after);
+  auto& job = jobs.back();
+  job.pieces = std::span(job.pieces.data(), job.pieces.size() + 1);
+  job.length += length;
+}
+
+// Those of less, `count`.
+Status DirectCopy::start_small(Opcode opcode, std::span<const Batch> batches, std::size_t count, std::uint64_t least, Stream after,
+                               Deadline deadline) {
+  const std::size_t room = std::min(count, kLaunchPieces);
+  std::size_t list = 0;
+  lists_[list].clear(room);
+  for (const auto& batch : batches) {
+    for (const auto& piece : batch.pieces) {
+      if (piece.length >= least) continue;
+      if (lists_[list].pieces.size() == kLaunchPieces) {
+        MOONPOOL_RETURN_IF_ERROR(submit(opcode, list, after, deadline));
+        // All that the first launch came after has ended before the second: what is queued there by then need not be waited for.
+        if (!idle_) {
+          auto pair = streams_.take(runtime_.driver(), device_);
+          if (!pair.ok()) return pair.status();
+          idle_ = *pair;
+          after = idle_->stream;
+        }
+        list = 1 - list;
+        lists_[list].clear(room);
+      }
+      lists_[list].add(device_, piece.local, piece.remote + batch.offset, piece.length);
+    }
+  }
+  return submit(opcode, list, after, deadline);
+}
+
+// After the end of the other list's launch.
+Status DirectCopy::submit(Opcode opcode, std::size_t list, Stream after, Deadline deadline) {
+  MOONPOOL_RETURN_IF_ERROR(wait(lists_[1 - list], deadline));
+  auto ticket = runtime_.copier().submit(opcode == Opcode::kWrite ? Direction::kGather : Direction::kScatter, lists_[list].jobs, after);
   if (!ticket.ok()) return ticket.status();
-  ticket_ = std::move(*ticket);
+  lists_[list].ticket = std::move(*ticket);
   return {};
+}
+
+Status DirectCopy::wait(List& list, Deadline deadline) {
+  if (list.ticket == nullptr) return {};
+  Status copied = runtime_.copier().wait(*list.ticket, deadline);
+  list.ticket.reset();
+  return copied;
+}
+
+void DirectCopy::put_away(std::optional<CopyStreams::Pair>& pair, const Status& status) {
+  if (!pair) return;
+  if (status.ok() || status.code() == ErrorCode::kRpcTimeout) {
+    streams_.give_back(device_, *pair);
+  } else {
+    CopyStreams::drop(runtime_.driver(), device_, *pair);
+  }
+  pair.reset();
 }
 
 Status DirectCopy::wait(Deadline deadline) {
   Status status;
   if (stream_) {
     status = wait_for(runtime_.driver(), device_, stream_->event, deadline);
-    const auto pair = *std::exchange(stream_, std::nullopt);
-    if (status.ok() || status.code() == ErrorCode::kRpcTimeout) {
-      streams_.give_back(device_, pair);
-    } else {
-      CopyStreams::drop(runtime_.driver(), device_, pair);
-    }
+    put_away(stream_, status);
   }
-  if (ticket_ != nullptr) {
-    Status copied = runtime_.copier().wait(*ticket_, deadline);
-    ticket_.reset();
-    if (status.ok()) status = std::move(copied);
+  Status small;
+  for (auto& list : lists_) {
+    Status copied = wait(list, deadline);
+    if (small.ok()) small = std::move(copied);
   }
+  put_away(idle_, small);
+  if (status.ok()) status = std::move(small);
   return status;
 }
 

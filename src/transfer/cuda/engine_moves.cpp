@@ -2,182 +2,29 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <utility>
 
 #include "base/logging.h"
 #include "base/sync_point.h"
+#include "transfer/cuda/frame_carriers.h"
 #include "transfer/cuda/host_identity.h"
-#include "transfer/cuda/peer_hold.h"
-#include "transfer/tcp/raw_client.h"
-#include "transfer/tcp/raw_lanes.h"
+#include "transfer/range_memo.h"
 
 namespace moonpool::transfer::cuda {
 
 namespace {
 
-constexpr int kHost = -1;
 constexpr std::size_t kMostSaid = 4096;
-constexpr std::uint64_t kPage = 4096;  // windows begin and end well aligned
-
-Status no_cuda() { return {ErrorCode::kNotSupported, "CUDA cannot be used in this process: " + Runtime::why()}; }
-
-const RegisteredMemory::Region* region_of(EngineMoves::Regions regions, std::size_t index) {
-  return regions.empty() ? nullptr : regions[index];
-}
-
-int device_of(const RegisteredMemory::Region* region) {
-  return region == nullptr || region->place == nullptr ? kHost : region->place->device;
-}
 
 // The legacy default stream, by its three names, and the one of each thread belong to whatever device is current.
 bool is_default(Stream stream) { return static_cast<std::uintptr_t>(stream) <= 2; }
 
-Status wrapped(const char* what, const Status& status) {
-  return status.ok() ? status : Status(status.code(), std::string(what) + ": " + status.message());
+// Of a piece that is known to be in one.
+const RemoteRange& range_of(const RemoteSegment& peer, RangeMemo<const RemoteRange>& memo, const Piece& piece) {
+  return *memo.find(piece.remote, piece.length, [&] { return peer.range_of({piece.remote, piece.length}); });
 }
 
 }  // namespace
-
-// ---------------------------------------------------------------- how windows travel
-
-// Brings frames of host memory to the other end or from there. At most two are under way.
-class EngineMoves::Carrier {
- public:
-  virtual ~Carrier() = default;
-  [[nodiscard]] virtual Status begin(std::span<const Piece> frame) = 0;
-  // Of the oldest.
-  [[nodiscard]] virtual Status finish() = 0;
-};
-
-class EngineMoves::LaneCarrier final : public Carrier {
- public:
-  LaneCarrier(net::LanePool& first, net::LanePool& second, const RemoteSegment& peer, Opcode opcode, Deadline deadline)
-      : lanes_(first, second, peer, opcode, deadline) {}
-  Status begin(std::span<const Piece> frame) override { return lanes_.begin(frame); }
-  Status finish() override { return lanes_.finish(); }
-
- private:
-  RawLanes lanes_;
-};
-
-class EngineMoves::HostCarrier final : public Carrier {
- public:
-  explicit HostCarrier(const std::function<Status(std::span<const Piece>)>& move) : move_(move) {}
-  Status begin(std::span<const Piece> frame) override {
-    frames_[begun_++ % frames_.size()] = frame;
-    return {};
-  }
-  Status finish() override { return move_(frames_[finished_++ % frames_.size()]); }
-
- private:
-  const std::function<Status(std::span<const Piece>)>& move_;
-  std::array<std::span<const Piece>, 2> frames_;
-  std::size_t begun_ = 0;
-  std::size_t finished_ = 0;
-};
-
-class EngineMoves::MemoryCarrier final : public Carrier {
- public:
-  explicit MemoryCarrier(Opcode opcode) : opcode_(opcode) {}
-  Status begin(std::span<const Piece> frame) override {
-    for (const auto& piece : frame) {
-      const auto near = bytes_at({piece.local, piece.length});
-      const auto far = bytes_at({piece.remote, piece.length});
-      const auto [to, from] = opcode_ == Opcode::kWrite ? std::pair(far, near) : std::pair(near, far);
-      std::memmove(to.data(), from.data(), to.size());
-    }
-    return {};
-  }
-  Status finish() override { return {}; }
-
- private:
-  const Opcode opcode_;
-};
-
-// ---------------------------------------------------------------- windows
-
-// Cuts pieces into frames, each of at most `bytes`; what is device memory is replaced by its place in a window.
-class EngineMoves::Frames {
- public:
-  Frames(const LocatedPieces& pieces, std::uint64_t bytes) : pieces_(pieces), bytes_(bytes) {}
-
-  // False: there is none any more.
-  bool fill(StagedWindow& window, std::vector<Piece>& frame) {
-    window.clear();
-    frame.clear();
-    std::uint64_t left = bytes_;
-    while (index_ < pieces_.size() && left > 0 && frame.size() < kRawFramePieces) {
-      const auto& [piece, device, local, remote] = pieces_[index_];
-      const std::uint64_t part = std::min(piece.length - used_, left);
-      std::uint64_t address = piece.local + used_;
-      if (device != kHost) address = reinterpret_cast<std::uint64_t>(window.put(device, {address, part}).data());
-      append(frame, {address, piece.remote + used_, part}, remote);
-      left -= part;
-      used_ += part;
-      if (used_ < piece.length) continue;
-      ++index_;
-      used_ = 0;
-    }
-    return !frame.empty();
-  }
-
- private:
-  // Neighbours at both ends are one piece on the wire.
-  void append(std::vector<Piece>& frame, const Piece& next, const void* remote) {
-    Piece* const last = frame.empty() || last_remote_ != remote ? nullptr : &frame.back();
-    if (last != nullptr && last->local + last->length == next.local && last->remote + last->length == next.remote) {
-      last->length += next.length;
-    } else {
-      frame.push_back(next);
-    }
-    last_remote_ = remote;
-  }
-
-  const LocatedPieces& pieces_;
-  const std::uint64_t bytes_;
-  std::size_t index_ = 0;
-  std::uint64_t used_ = 0;  // of the piece at index_
-  const void* last_remote_ = nullptr;
-};
-
-// Three: one is copied, one on its way, one answered.
-class EngineMoves::Windows {
- public:
-  struct Window {
-    StagedWindow staged;
-    std::vector<Piece> frame;
-    std::unique_ptr<Copier::Ticket> ticket;  // goes first, and waits
-  };
-  static constexpr std::size_t kCount = 3;
-
-  void use(Staging::Lease lease, std::uint64_t bytes) {
-    lease_ = std::move(lease);
-    const auto memory = lease_.memory();
-    for (std::size_t i = 0; i < kCount && i * bytes < memory.size(); ++i) {
-      windows_[i].staged = StagedWindow(memory.subspan(i * bytes, std::min<std::uint64_t>(bytes, memory.size() - i * bytes)));
-    }
-  }
-  Window& operator[](std::size_t index) { return windows_[index % kCount]; }
-
-  static Status wait(Runtime* runtime, Window& window, Deadline deadline) {
-    if (window.ticket == nullptr) return {};
-    Status status = runtime->copier().wait(*window.ticket, deadline);
-    window.ticket.reset();
-    return wrapped("copy between device and staging memory", status);
-  }
-  static Status submit(Runtime* runtime, Window& window, Direction direction, Stream after) {
-    if (window.staged.empty()) return {};
-    auto ticket = window.staged.submit(runtime->copier(), direction, after);
-    if (!ticket.ok()) return wrapped("copy between device and staging memory", ticket.status());
-    window.ticket = std::move(*ticket);
-    return {};
-  }
-
- private:
-  Staging::Lease lease_;
-  std::array<Window, kCount> windows_;
-};
 
 // ---------------------------------------------------------------- registered memory
 
@@ -185,6 +32,16 @@ EngineMoves::EngineMoves(FindRuntime find, const net::Identity& identity, net::L
     : find_(std::move(find)), lanes_of_all_(lanes), lanes_(identity, {.lanes_per_peer = 8}) {}
 
 EngineMoves::~EngineMoves() = default;
+
+Status EngineMoves::no_cuda() { return {ErrorCode::kNotSupported, "CUDA cannot be used in this process: " + Runtime::why()}; }
+
+Status EngineMoves::wrapped(const char* what, const Status& status) {
+  return status.ok() ? status : Status(status.code(), std::string(what) + ": " + status.message());
+}
+
+int EngineMoves::device_of(const RegisteredMemory::Region* region) {
+  return region == nullptr || region->place == nullptr ? kHost : region->place->device;
+}
 
 Result<std::shared_ptr<const DevicePlace>> EngineMoves::place(const AddressRange& range) {
   const std::shared_ptr<const DevicePlace> host;
@@ -249,10 +106,9 @@ Result<Stream> EngineMoves::order(Runtime* runtime, const Transfer& transfer) {
   if (runtime == nullptr) return no_cuda();
   const Stream stream = *transfer.after;
   std::set<int> devices;
-  bool host = false;
-  for (std::size_t i = 0; i < transfer.pieces.size(); ++i) {
-    if (transfer.pieces[i].length == 0) continue;
-    const int device = device_of(region_of(transfer.local, i));
+  bool host = transfer.local.empty() && std::ranges::any_of(transfer.pieces, [](const Piece& piece) { return piece.length > 0; });
+  for (const auto& run : transfer.local) {
+    const int device = device_of(run.region);
     if (device == kHost) {
       host = true;
     } else {
@@ -305,28 +161,24 @@ Status EngineMoves::wait_for_stream(Runtime& runtime, Stream stream, const std::
 
 bool EngineMoves::concerns(const RemoteSegment& peer, std::span<const Piece> pieces, Regions local) {
   if (!local.empty()) return true;
-  if (peer.device_ranges.empty()) return false;
-  return std::ranges::any_of(pieces, [&](const Piece& piece) {
-    return piece.length > 0 && peer.device_range({piece.remote, piece.length}) != nullptr;
-  });
+  if (!peer.has_devices) return false;
+  RangeMemo<const RemoteRange> memo;
+  return std::ranges::any_of(pieces, [&](const Piece& piece) { return piece.length > 0 && range_of(peer, memo, piece).place; });
 }
 
-EngineMoves::LocatedPieces EngineMoves::join(LocatedPieces pieces) {
-  LocatedPieces joined;
-  for (auto& next : pieces) {
-    if (!joined.empty()) {
-      auto& last = joined.back();
-      const bool follows = last.device == next.device && last.local == next.local && last.remote == next.remote &&
-                           last.piece.local + last.piece.length == next.piece.local &&
-                           last.piece.remote + last.piece.length == next.piece.remote;
-      if (follows) {
-        last.piece.length += next.piece.length;
-        continue;
-      }
+// Neighbours are one piece.
+void EngineMoves::append(LocatedPieces& pieces, const Located& next) {
+  if (!pieces.empty()) {
+    auto& last = pieces.back();
+    const bool follows = last.device == next.device && last.local == next.local && last.remote == next.remote &&
+                         last.piece.local + last.piece.length == next.piece.local &&
+                         last.piece.remote + last.piece.length == next.piece.remote;
+    if (follows) {
+      last.piece.length += next.piece.length;
+      return;
     }
-    joined.push_back(next);
   }
-  return joined;
+  pieces.push_back(next);
 }
 
 Status EngineMoves::move(const RemoteSegment& peer, const Transfer& transfer, const Network& network) {
@@ -334,37 +186,42 @@ Status EngineMoves::move(const RemoteSegment& peer, const Transfer& transfer, co
   const auto after = order(runtime, transfer);
   if (!after.ok()) return after.status();
   std::vector<Piece> plain;
-  LocatedPieces between_devices, to_host, by_tcp;
+  PieceGroups<RemoteRange> between_devices;
+  LocatedPieces to_host, by_tcp;
+  RegisteredMemory::Walk regions(transfer.local);
+  RangeMemo<const RemoteRange> memo;
   for (std::size_t i = 0; i < transfer.pieces.size(); ++i) {
     const Piece& piece = transfer.pieces[i];
     if (piece.length == 0) continue;
-    const auto* const region = region_of(transfer.local, i);
-    const int device = device_of(region);
-    const auto* const remote = peer.device_range({piece.remote, piece.length});
-    if (device == kHost && remote == nullptr) {
+    const auto* const region = regions.at(i);
+    const bool device_here = region != nullptr && region->place != nullptr;
+    const RemoteRange& range = range_of(peer, memo, piece);
+    if (device_here && range.place) {
+      between_devices.add(region, &range, piece);
+    } else if (!device_here && !range.place) {
       plain.push_back(piece);
-      continue;
+    } else {
+      append(range.place ? by_tcp : to_host, {piece, device_of(region), region, &range});
     }
-    auto& list = remote == nullptr ? to_host : device == kHost ? by_tcp : between_devices;
-    list.push_back({piece, device, region, &*std::prev(peer.by_address.upper_bound(piece.remote))});
   }
   if (!plain.empty()) MOONPOOL_RETURN_IF_ERROR(network.host_to_host(plain));
   if (!between_devices.empty()) {
     if (runtime == nullptr) return no_cuda();
-    between_devices = join(std::move(between_devices));
     Status copied = direct(*runtime, peer, transfer, between_devices, *after);
     if (copied.code() != ErrorCode::kUnavailable) {
       if (!copied.ok()) return copied;
     } else {
       say_once(peer, copied.message());
-      by_tcp.insert(by_tcp.end(), between_devices.begin(), between_devices.end());
+      for (const auto& [local, remote, pieces, follower] : between_devices) {
+        for (const auto& piece : pieces) by_tcp.push_back({piece, device_of(local), local, remote});
+      }
     }
   }
   if (!network.one_sided) {
     by_tcp.insert(by_tcp.end(), to_host.begin(), to_host.end());
   } else if (!to_host.empty()) {
     HostCarrier carrier(network.host_to_host);
-    MOONPOOL_RETURN_IF_ERROR(staged(transfer.opcode, join(std::move(to_host)), *after, carrier, transfer.deadline));
+    MOONPOOL_RETURN_IF_ERROR(staged(transfer.opcode, to_host, *after, carrier, transfer.deadline));
   }
   if (by_tcp.empty()) return {};
   if (!network.tcp) {
@@ -372,7 +229,7 @@ Status EngineMoves::move(const RemoteSegment& peer, const Transfer& transfer, co
                                           " can be reached over TCP alone, which the paths of this engine leave out: add tcp"};
   }
   LaneCarrier carrier(lanes_of_all_, lanes_, peer, transfer.opcode, transfer.deadline);
-  return staged(transfer.opcode, join(std::move(by_tcp)), *after, carrier, transfer.deadline);
+  return staged(transfer.opcode, by_tcp, *after, carrier, transfer.deadline);
 }
 
 Status EngineMoves::move_within(const Transfer& transfer, Regions remote) {
@@ -380,26 +237,34 @@ Status EngineMoves::move_within(const Transfer& transfer, Regions remote) {
   if (runtime == nullptr) return no_cuda();
   const auto after = order(runtime, transfer);
   if (!after.ok()) return after.status();
-  std::array<std::map<int, std::vector<Piece>>, 2> by_device;  // out of reach of each other, and within
-  std::array<LocatedPieces, 2> with_host;                      // read, and written
+  PieceGroups<RegisteredMemory::Region> between_devices;
+  std::array<LocatedPieces, 2> with_host;  // read, and written
   const auto opposite = [](Opcode opcode) { return opcode == Opcode::kWrite ? Opcode::kRead : Opcode::kWrite; };
+  RegisteredMemory::Walk near_regions(transfer.local);
+  RegisteredMemory::Walk far_regions(remote);
   for (std::size_t i = 0; i < transfer.pieces.size(); ++i) {
     const Piece& piece = transfer.pieces[i];
     if (piece.length == 0) continue;
-    const auto* const near = region_of(transfer.local, i);
-    const auto* const far = region_of(remote, i);
+    const auto* const near = near_regions.at(i);
+    const auto* const far = far_regions.at(i);
     const int here = device_of(near);
     const int there = device_of(far);
     if (here == kHost && there == kHost) {
       (void)MemoryCarrier(transfer.opcode).begin({&piece, 1});
     } else if (there == kHost) {
-      with_host[static_cast<std::size_t>(transfer.opcode)].push_back({piece, here, near, far});
+      append(with_host[static_cast<std::size_t>(transfer.opcode)], {piece, here, near, far});
     } else if (here == kHost) {
       const Piece turned{piece.remote, piece.local, piece.length};
-      with_host[static_cast<std::size_t>(opposite(transfer.opcode))].push_back({turned, there, far, near});
+      append(with_host[static_cast<std::size_t>(opposite(transfer.opcode))], {turned, there, far, near});
     } else {
-      by_device[allow(*runtime, here, there).ok() ? 1 : 0][here].push_back(piece);
+      between_devices.add(near, far, piece);
     }
+  }
+  std::array<Batches, 2> by_device;  // out of reach of each other, and within
+  for (const auto& group : between_devices) {
+    const int here = device_of(group.local);
+    const bool reachable = allow(*runtime, here, device_of(group.remote)).ok();
+    by_device[reachable ? 1 : 0][here].push_back({group.pieces, 0});
   }
   for (const bool reachable : {false, true}) {
     MOONPOOL_RETURN_IF_ERROR(copy(*runtime, transfer.opcode, by_device[reachable ? 1 : 0], *after, reachable, transfer.deadline));
@@ -408,7 +273,7 @@ Status EngineMoves::move_within(const Transfer& transfer, Regions remote) {
     const auto& pieces = with_host[static_cast<std::size_t>(opcode)];
     if (pieces.empty()) continue;
     MemoryCarrier carrier(opcode);
-    MOONPOOL_RETURN_IF_ERROR(staged(opcode, join(pieces), *after, carrier, transfer.deadline));
+    MOONPOOL_RETURN_IF_ERROR(staged(opcode, pieces, *after, carrier, transfer.deadline));
   }
   return {};
 }
@@ -444,65 +309,85 @@ void EngineMoves::say_once(const RemoteSegment& peer, const std::string& why) {
 }
 
 // What to add to an address of the range for this process to reach it. kUnavailable: it cannot.
-Result<std::uint64_t> EngineMoves::reach(Runtime& runtime, const RemoteSegment& peer, const RemoteDeviceRange& range, int device,
+Result<std::uint64_t> EngineMoves::reach(Runtime& runtime, const RemoteSegment& peer, const RemoteRange& range, int device,
                                          std::vector<IpcMappings::Use>& uses) {
+  if (peer.cuda_process == process_identity(&runtime)) return std::uint64_t{0};
+  const DevicePlace& place = *range.place;
+  if (place.ipc_handle.empty()) return Status(ErrorCode::kUnavailable, "its memory cannot be exported: " + place.no_ipc);
   // Opened on the device that has it, where this process sees that, so that all of ours share one mapping; else the driver has to find a
   // way for the device that copies.
-  const auto owner = device_with(runtime, range.place.uuid);
-  if (peer.cuda_process == process_identity(&runtime)) return std::uint64_t{0};
-  if (range.place.ipc_handle.empty()) return Status(ErrorCode::kUnavailable, "its memory cannot be exported: " + range.place.no_ipc);
-  auto use = mappings_.open(runtime.driver(), peer, range, owner.value_or(device));
+  auto use = mappings_.open(runtime.driver(), peer, place.ipc_handle, device_with(runtime, place.uuid).value_or(device));
   if (!use.ok()) return Status(ErrorCode::kUnavailable, "its memory cannot be opened: " + use.status().message());
   const std::uint64_t base = (*use)->address();
-  const std::uint64_t length = peer.by_address.at(range.address);
   if (const auto mapped = runtime.driver().locate(base); mapped) {
     const std::uint64_t size = mapped->size - (base - mapped->base);
-    if (range.place.ipc_offset > size || length > size - range.place.ipc_offset) {
+    if (place.ipc_offset > size || range.length > size - place.ipc_offset) {
       return Status(ErrorCode::kUnavailable, "its handle names a smaller allocation than it says");
     }
   }
   uses.push_back(std::move(*use));
-  return base + range.place.ipc_offset - range.address;
+  return base + place.ipc_offset - range.address;
+}
+
+// Holds what the pieces of each group span: the peer keeps registered ranges as a whole.
+Result<PeerHold> EngineMoves::take_hold(const RemoteSegment& peer, const PieceGroups<RemoteRange>& groups, Deadline deadline) {
+  std::vector<PeerHold::Part> parts;
+  for (const auto& group : groups) {
+    std::uint64_t begin = group.pieces.front().remote;
+    std::uint64_t end = begin;
+    for (const auto& piece : group.pieces) {
+      begin = std::min(begin, piece.remote);
+      end = std::max(end, piece.remote + piece.length);
+    }
+    parts.push_back({group.remote->registration, {begin, end - begin}});
+  }
+  auto hold = PeerHold::take(lanes_, peer, parts, deadline);
+  if (hold.code() != ErrorCode::kInvalidParams) return hold;
+  // The peer's memory is registered otherwise now: what it is to the pieces themselves is the answer.
+  parts.clear();
+  for (const auto& group : groups) {
+    for (const auto& piece : group.pieces) parts.push_back({group.remote->registration, {piece.remote, piece.length}});
+  }
+  return PeerHold::take(lanes_, peer, parts, deadline);
 }
 
 // kUnavailable: the way by the host remains.
-Status EngineMoves::direct(Runtime& runtime, const RemoteSegment& peer, const Transfer& transfer, const LocatedPieces& pieces,
+Status EngineMoves::direct(Runtime& runtime, const RemoteSegment& peer, const Transfer& transfer, const PieceGroups<RemoteRange>& groups,
                            Stream after) {
   const bool same_process = peer.cuda_process == process_identity(&runtime);
   if (!same_process && (peer.cuda_host.empty() || peer.cuda_host != host_identity())) {
     return {ErrorCode::kUnavailable, "it is on another host, or belongs to another user or container"};
   }
-  std::vector<Piece> held;
   std::uint64_t total = 0;
-  for (const auto& [piece, device, local, remote] : pieces) {
-    const auto owner = device_with(runtime, peer.device_range({piece.remote, piece.length})->place.uuid);
+  for (const auto& group : groups) {
+    const auto owner = device_with(runtime, group.remote->place->uuid);
     if (owner) {
-      if (const Status allowed = allow(runtime, device, *owner); !allowed.ok()) return {ErrorCode::kUnavailable, allowed.message()};
+      const Status allowed = allow(runtime, device_of(group.local), *owner);
+      if (!allowed.ok()) return {ErrorCode::kUnavailable, allowed.message()};
     }
-    held.push_back(piece);
-    total += piece.length;
+    for (const auto& piece : group.pieces) total += piece.length;
   }
   // Before anything is opened: what we know of the peer's memory may be old.
-  auto hold = PeerHold::take(lanes_, peer, held, transfer.deadline);
+  auto hold = take_hold(peer, groups, transfer.deadline);
   if (!hold.ok()) {
     if (hold.code() == ErrorCode::kUnavailable) mappings_.forget(peer.incarnation);
     return hold.code() == ErrorCode::kNotSupported ? Status(ErrorCode::kUnavailable, hold.status().message()) : hold.status();
   }
   std::vector<IpcMappings::Use> uses;
-  std::map<std::pair<const RemoteDeviceRange*, int>, std::uint64_t> offsets;
-  std::map<int, std::vector<Piece>> by_device;
-  for (const auto& [piece, device, local, remote] : pieces) {
-    const auto* const range = peer.device_range({piece.remote, piece.length});
-    auto found = offsets.find({range, device});
+  std::map<std::pair<const RemoteRange*, int>, std::uint64_t> offsets;
+  Batches by_device;
+  for (const auto& group : groups) {
+    const int device = device_of(group.local);
+    auto found = offsets.find({group.remote, device});
     if (found == offsets.end()) {
-      const auto offset = reach(runtime, peer, *range, device, uses);
+      const auto offset = reach(runtime, peer, *group.remote, device, uses);
       if (!offset.ok()) {
         (void)hold->release();  // nothing was touched under it
         return offset.status();
       }
-      found = offsets.emplace(std::pair(range, device), *offset).first;
+      found = offsets.emplace(std::pair(group.remote, device), *offset).first;
     }
-    by_device[device].push_back({piece.local, piece.remote + found->second, piece.length});
+    by_device[device].push_back({group.pieces, found->second});
   }
   MOONPOOL_SYNC_POINT("engine_moves.direct.held");
   Status copied = copy(runtime, transfer.opcode, by_device, after, true, transfer.deadline);
@@ -512,13 +397,12 @@ Status EngineMoves::direct(Runtime& runtime, const RemoteSegment& peer, const Tr
   return copied.code() == ErrorCode::kUnavailable ? Status(ErrorCode::kTransferFail, copied.message()) : copied;
 }
 
-Status EngineMoves::copy(Runtime& runtime, Opcode opcode, const std::map<int, std::vector<Piece>>& by_device, Stream after, bool reachable,
-                         Deadline deadline) {
+Status EngineMoves::copy(Runtime& runtime, Opcode opcode, const Batches& by_device, Stream after, bool reachable, Deadline deadline) {
   std::vector<std::unique_ptr<DirectCopy>> copies;
   Status status;
-  for (const auto& [device, pieces] : by_device) {
+  for (const auto& [device, batches] : by_device) {
     copies.push_back(std::make_unique<DirectCopy>(runtime, streams_, device));
-    status = copies.back()->start(opcode, pieces, after, reachable);
+    status = copies.back()->start(opcode, batches, after, reachable, deadline);
     if (!status.ok()) break;
   }
   for (const auto& copy : copies) {
@@ -526,72 +410,6 @@ Status EngineMoves::copy(Runtime& runtime, Opcode opcode, const std::map<int, st
     if (status.ok()) status = std::move(ended);
   }
   return wrapped("copy between devices", status);
-}
-
-// ---------------------------------------------------------------- staged
-
-Status EngineMoves::staged(Opcode opcode, const LocatedPieces& pieces, Stream after, Carrier& carrier, Deadline deadline) {
-  std::uint64_t total = 0;
-  std::uint64_t on_devices = 0;
-  for (const auto& piece : pieces) {
-    total += piece.piece.length;
-    if (piece.device != kHost) on_devices += piece.piece.length;
-  }
-  std::uint64_t window = kWindowBytes;
-  Runtime* const runtime = on_devices == 0 ? nullptr : find_();
-  Windows windows;
-  if (on_devices > 0) {
-    if (runtime == nullptr) return no_cuda();
-    Staging& staging = runtime->staging();
-    window = std::min(window, std::max<std::uint64_t>(kPage, staging.capacity() / Windows::kCount / kPage * kPage));
-    const bool one = total <= window && pieces.size() <= kRawFramePieces;
-    auto lease = staging.acquire(one ? on_devices : Windows::kCount * window, deadline);
-    if (!lease.ok()) return wrapped("staging memory for device data", lease.status());
-    windows.use(std::move(*lease), one ? on_devices : window);
-  }
-  Frames frames(pieces, window);
-  Status moved = opcode == Opcode::kWrite ? write_staged(runtime, frames, windows, after, carrier, deadline)
-                                          : read_staged(runtime, frames, windows, after, carrier, deadline);
-  if (moved.ok()) counters_.staged_bytes += on_devices;
-  return moved;
-}
-
-Status EngineMoves::write_staged(Runtime* runtime, Frames& frames, Windows& windows, Stream after, Carrier& carrier, Deadline deadline) {
-  const auto gather = [&](Windows::Window& window) { return Windows::submit(runtime, window, Direction::kGather, after); };
-  if (!frames.fill(windows[0].staged, windows[0].frame)) return {};
-  MOONPOOL_RETURN_IF_ERROR(gather(windows[0]));
-  std::size_t under_way = 0;
-  bool more = true;
-  for (std::size_t i = 0; more; ++i) {
-    if (under_way == 2) {
-      MOONPOOL_RETURN_IF_ERROR(carrier.finish());
-      --under_way;
-    }
-    auto& next = windows[i + 1];
-    more = frames.fill(next.staged, next.frame);
-    if (more) MOONPOOL_RETURN_IF_ERROR(gather(next));
-    MOONPOOL_RETURN_IF_ERROR(Windows::wait(runtime, windows[i], deadline));
-    MOONPOOL_RETURN_IF_ERROR(carrier.begin(windows[i].frame));
-    ++under_way;
-  }
-  for (; under_way > 0; --under_way) MOONPOOL_RETURN_IF_ERROR(carrier.finish());
-  return {};
-}
-
-Status EngineMoves::read_staged(Runtime* runtime, Frames& frames, Windows& windows, Stream after, Carrier& carrier, Deadline deadline) {
-  if (!frames.fill(windows[0].staged, windows[0].frame)) return {};
-  MOONPOOL_RETURN_IF_ERROR(carrier.begin(windows[0].frame));
-  bool more = true;
-  for (std::size_t i = 0; more; ++i) {
-    auto& next = windows[i + 1];
-    MOONPOOL_RETURN_IF_ERROR(Windows::wait(runtime, next, deadline));
-    more = frames.fill(next.staged, next.frame);
-    if (more) MOONPOOL_RETURN_IF_ERROR(carrier.begin(next.frame));
-    MOONPOOL_RETURN_IF_ERROR(carrier.finish());
-    MOONPOOL_RETURN_IF_ERROR(Windows::submit(runtime, windows[i], Direction::kScatter, after));
-  }
-  for (std::size_t i = 0; i < Windows::kCount; ++i) MOONPOOL_RETURN_IF_ERROR(Windows::wait(runtime, windows[i], deadline));
-  return {};
 }
 
 }  // namespace moonpool::transfer::cuda

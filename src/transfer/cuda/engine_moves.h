@@ -27,6 +27,8 @@
 #include "net/lane_pool.h"
 #include "transfer/cuda/direct_copy.h"
 #include "transfer/cuda/ipc_mappings.h"
+#include "transfer/cuda/peer_hold.h"
+#include "transfer/cuda/piece_groups.h"
 #include "transfer/cuda/runtime.h"
 #include "transfer/cuda/staged_window.h"
 #include "transfer/opcode.h"
@@ -44,7 +46,7 @@ class EngineMoves {
  public:
   static constexpr std::uint64_t kWindowBytes = std::uint64_t{4} << 20;
   using FindRuntime = std::function<Runtime*()>;
-  using Regions = std::span<const RegisteredMemory::Region* const>;  // RegisteredMemory::Hold::with_devices()
+  using Regions = std::span<const RegisteredMemory::Run>;  // RegisteredMemory::Hold::with_devices()
 
   // `lanes` are those of all transfers to peers.
   EngineMoves(FindRuntime find, const net::Identity& identity, net::LanePool& lanes);
@@ -86,6 +88,7 @@ class EngineMoves {
   [[nodiscard]] std::size_t open_mappings() const { return mappings_.size(); }
 
  private:
+  static constexpr int kHost = -1;  // in place of a device's number
   // A piece, and the device of its local end (kHost: none).
   struct Located {
     Piece piece;
@@ -101,12 +104,17 @@ class EngineMoves {
   class Frames;
   class Windows;
 
-  static LocatedPieces join(LocatedPieces pieces);
-  Status direct(Runtime& runtime, const RemoteSegment& peer, const Transfer& transfer, const LocatedPieces& pieces, Stream after);
-  Result<std::uint64_t> reach(Runtime& runtime, const RemoteSegment& peer, const RemoteDeviceRange& range, int device,
+  using Batches = std::map<int, std::vector<DirectCopy::Batch>>;  // by the device that copies
+  static Status no_cuda();
+  static Status wrapped(const char* what, const Status& status);
+  static int device_of(const RegisteredMemory::Region* region);
+  static void append(LocatedPieces& pieces, const Located& next);
+  Status direct(Runtime& runtime, const RemoteSegment& peer, const Transfer& transfer, const PieceGroups<RemoteRange>& groups,
+                Stream after);
+  Result<PeerHold> take_hold(const RemoteSegment& peer, const PieceGroups<RemoteRange>& groups, Deadline deadline);
+  Result<std::uint64_t> reach(Runtime& runtime, const RemoteSegment& peer, const RemoteRange& range, int device,
                               std::vector<IpcMappings::Use>& uses);
-  Status copy(Runtime& runtime, Opcode opcode, const std::map<int, std::vector<Piece>>& by_device, Stream after, bool reachable,
-              Deadline deadline);
+  Status copy(Runtime& runtime, Opcode opcode, const Batches& by_device, Stream after, bool reachable, Deadline deadline);
   Status staged(Opcode opcode, const LocatedPieces& pieces, Stream after, Carrier& carrier, Deadline deadline);
   Status write_staged(Runtime* runtime, Frames& frames, Windows& windows, Stream after, Carrier& carrier, Deadline deadline);
   Status read_staged(Runtime* runtime, Frames& frames, Windows& windows, Stream after, Carrier& carrier, Deadline deadline);

@@ -286,6 +286,108 @@ TEST_F(CudaEngineTest, ARangeRegisteredAnewIsOpenedAnew) {
 }
 
 #ifdef MOONPOOL_SYNC_POINTS
+TEST_F(CudaEngineTest, PiecesOfManyRangesThatAlternateArriveInTheirPlaces) {
+  constexpr std::uint64_t kBlock = 512;
+  constexpr std::uint64_t kBlocks = 64;
+  constexpr std::size_t kLayers = 5;
+  std::vector<std::unique_ptr<Buffer>> mine, theirs;
+  for (std::size_t layer = 0; layer < kLayers; ++layer) {
+    mine.push_back(std::make_unique<Buffer>(*here_, 0, kBlocks * kBlock));
+    theirs.push_back(std::make_unique<Buffer>(*there_, 1, kBlocks * kBlock));
+  }
+  std::mt19937 random(3);
+  std::vector<std::uint64_t> from(kBlocks), to(kBlocks);
+  for (std::uint64_t i = 0; i < kBlocks; ++i) from[i] = to[i] = i;
+  std::shuffle(from.begin(), from.end(), random);
+  std::shuffle(to.begin() + kBlocks / 2, to.end(), random);
+  std::vector<Piece> pieces;
+  std::vector<Memory> sent, expected(kLayers, Memory(kBlocks * kBlock));
+  for (std::size_t layer = 0; layer < kLayers; ++layer) {
+    sent.push_back(random_bytes(kBlocks * kBlock, unsigned(layer)));
+    mine[layer]->set(sent[layer]);
+    theirs[layer]->set(expected[layer]);
+  }
+  for (std::uint64_t i = 0; i < kBlocks; ++i) {
+    for (std::size_t layer = 0; layer < kLayers; ++layer) {
+      if (i > 40 && random() % 4 == 0) continue;  // out of step
+      const std::size_t other = kLayers - 1 - layer;
+      pieces.push_back({mine[layer]->at(from[i] * kBlock), theirs[other]->at(to[i] * kBlock), kBlock});
+      std::copy_n(sent[layer].begin() + std::ptrdiff_t(from[i] * kBlock), kBlock, expected[other].begin() + std::ptrdiff_t(to[i] * kBlock));
+    }
+    pieces.push_back({1, 1, 0});
+  }
+  const Status status = transfer(Opcode::kWrite, pieces);
+  ASSERT_TRUE(status.ok()) << status.to_string();
+  for (std::size_t layer = 0; layer < kLayers; ++layer) EXPECT_TRUE(theirs[layer]->get() == expected[layer]) << layer;
+  EXPECT_GT(direct_bytes(), 0U);
+  EXPECT_EQ(staged_bytes(), 0U);
+}
+
+TEST_F(CudaEngineTest, NeighboursAtBothEndsAreOneCopy) {
+  Buffer mine(*here_, 0);
+  Buffer theirs(*there_, 1);
+  const auto bytes = random_bytes(kSize, 1);
+  mine.set(bytes);
+  std::vector<Piece> pieces;
+  constexpr std::uint64_t kPiece = kSize / 300;
+  for (std::uint64_t at = 0; at < kSize; at += kPiece) pieces.push_back({mine.at(at), theirs.at(at), std::min(kPiece, kSize - at)});
+  ASSERT_GE(kSize, DirectCopy::kLargeCopy);
+  const auto before = here_->fake->counts();
+  ASSERT_TRUE(transfer(Opcode::kWrite, pieces).ok());
+  EXPECT_TRUE(theirs.get() == bytes);
+  EXPECT_EQ(here_->fake->counts().copies - before.copies, 1U);
+  EXPECT_EQ(here_->fake->counts().launches - before.launches, 0U);
+}
+
+TEST_F(CudaEngineTest, MorePiecesThanALaunchHasArriveInTheirPlaces) {
+  Buffer mine(*here_, 0);
+  Buffer theirs(*there_, 1);
+  const auto bytes = random_bytes(kSize, 1);
+  mine.set(bytes);
+  constexpr std::size_t kCount = 3 * DirectCopy::kLaunchPieces + 1;
+  constexpr std::uint64_t kPiece = 24;
+  static_assert(kCount * kPiece <= kSize);
+  std::vector<Piece> pieces;
+  Memory expected(kSize);
+  theirs.set(expected);
+  for (std::uint64_t i = 0; i < kCount; ++i) {
+    const std::uint64_t from = i * 7919 % kCount * kPiece;  // a prime: no two are the same
+    const std::uint64_t to = (kCount - 1 - i) * kPiece;
+    pieces.push_back({mine.at(from), theirs.at(to), kPiece});
+    std::copy_n(bytes.begin() + std::ptrdiff_t(from), kPiece, expected.begin() + std::ptrdiff_t(to));
+  }
+  const auto before = here_->fake->counts();
+  const Status status = transfer(Opcode::kWrite, pieces);
+  ASSERT_TRUE(status.ok()) << status.to_string();
+  EXPECT_TRUE(theirs.get() == expected);
+  EXPECT_EQ(here_->fake->counts().launches - before.launches, 4U);
+  theirs.set(Memory(kSize));
+  mine.set(bytes);
+  ASSERT_TRUE(transfer(Opcode::kRead, pieces).ok());
+  const auto read = mine.get();
+  EXPECT_TRUE(std::all_of(read.begin(), read.begin() + kCount * kPiece, [](std::byte b) { return b == std::byte{0}; }));
+}
+
+TEST_F(CudaEngineTest, ARangeRegisteredAnewInPartsIsOpenedAnew) {
+  Buffer mine(*here_, 0);
+  const auto bytes = random_bytes(kSize, 1);
+  mine.set(bytes);
+  auto theirs = std::make_unique<Buffer>(*there_, 0);
+  const std::uint64_t half = kSize / 2;
+  // Not neighbours here, so two pieces.
+  const std::vector<Piece> pieces{{mine.at(half), theirs->at(), half}, {mine.at(), theirs->at(half), half}};
+  ASSERT_TRUE(transfer(Opcode::kWrite, pieces).ok());
+  ASSERT_TRUE(there_->engine->unregister_memory(theirs->at()).ok());
+  ASSERT_TRUE(there_->engine->register_memory(theirs->at(), half).ok());
+  ASSERT_TRUE(there_->engine->register_memory(theirs->at(half), kSize - half).ok());
+  theirs->set(Memory(kSize));
+  const Status status = transfer(Opcode::kWrite, pieces);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  EXPECT_TRUE(std::equal(bytes.begin() + std::ptrdiff_t(half), bytes.begin() + std::ptrdiff_t(2 * half), theirs->get().begin()));
+  ASSERT_TRUE(there_->engine->unregister_memory(theirs->at(half)).ok());
+  EXPECT_EQ(transfer(Opcode::kWrite, pieces).code(), ErrorCode::kInvalidParams);
+}
+
 TEST_F(CudaEngineTest, UnregisteringWaitsForAPeersCopyAndRefusesLaterOnes) {
   Buffer mine(*here_, 0);
   Buffer theirs(*there_, 0);
@@ -677,10 +779,12 @@ TEST(CudaEngineDescriptorTest, DeviceMemoryThatIsNotRegisteredIsNoDescription) {
   buffer.set_registration(7);
   const auto segment = parse_descriptor(descriptor, "peer");
   ASSERT_TRUE(segment.ok());
-  EXPECT_EQ(segment->device_range({4096, 1}), nullptr);
-  ASSERT_NE(segment->device_range({5099, 1}), nullptr);
-  EXPECT_EQ(segment->device_range({5099, 1})->registration, 7U);
-  EXPECT_EQ(segment->device_range({5100, 1}), nullptr);
+  ASSERT_NE(segment->range_of({4096, 1}), nullptr);
+  EXPECT_FALSE(segment->range_of({4096, 1})->place);
+  ASSERT_NE(segment->range_of({5099, 1}), nullptr);
+  EXPECT_TRUE(segment->range_of({5099, 1})->place);
+  EXPECT_EQ(segment->range_of({5099, 1})->registration, 7U);
+  EXPECT_EQ(segment->range_of({5100, 1}), nullptr);
   buffer.set_buffer(2);
   EXPECT_EQ(parse_descriptor(descriptor, "peer").code(), ErrorCode::kProtocol);
 }

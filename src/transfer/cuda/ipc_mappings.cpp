@@ -8,13 +8,13 @@ namespace moonpool::transfer::cuda {
 namespace {
 
 bool offers(const RemoteSegment& owner, const std::string& handle) {
-  return std::ranges::any_of(owner.device_ranges, [&](const auto& entry) { return entry.second.place.ipc_handle == handle; });
+  return std::ranges::any_of(owner.by_address,
+                             [&](const auto& entry) { return entry.second.place && entry.second.place->ipc_handle == handle; });
 }
 
 }  // namespace
 
-Result<IpcMappings::Use> IpcMappings::open(Driver& driver, const RemoteSegment& owner, const RemoteDeviceRange& range, int device) {
-  const std::string& handle = range.place.ipc_handle;
+Result<IpcMappings::Use> IpcMappings::open(Driver& driver, const RemoteSegment& owner, const std::string& handle, int device) {
   const std::scoped_lock lock(mutex_);
   if (!owners_.contains(owner.incarnation)) {
     std::erase_if(owners_, [&](const auto& entry) { return entry.second.endpoint == owner.endpoint; });  // its predecessors

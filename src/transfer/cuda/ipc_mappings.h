@@ -43,8 +43,8 @@ class IpcMappings {
   };
   using Use = std::shared_ptr<const Mapping>;
 
-  // Opened on `device`. Errors are the driver's.
-  [[nodiscard]] Result<Use> open(Driver& driver, const RemoteSegment& owner, const RemoteDeviceRange& range, int device);
+  // What the owner exports by this handle, opened on `device`. Errors are the driver's.
+  [[nodiscard]] Result<Use> open(Driver& driver, const RemoteSegment& owner, const std::string& handle, int device);
   void forget(const Incarnation& owner);
   void clear();
   [[nodiscard]] std::size_t size() const;  // mappings that are kept

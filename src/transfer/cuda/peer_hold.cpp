@@ -10,14 +10,13 @@ constexpr std::chrono::seconds kReleaseTime{2};  // also after the transfer's ow
 
 }  // namespace
 
-Result<PeerHold> PeerHold::take(net::LanePool& lanes, const RemoteSegment& peer, std::span<const Piece> pieces, Deadline deadline) {
+Result<PeerHold> PeerHold::take(net::LanePool& lanes, const RemoteSegment& peer, std::span<const Part> parts, Deadline deadline) {
   wire::DeviceHoldRequest request;
   request.set_incarnation(peer.incarnation.to_bytes());
-  for (const auto& piece : pieces) {
-    const auto* const range = peer.device_range({piece.remote, piece.length});
-    request.add_registration(range == nullptr ? 0 : range->registration);
-    request.add_address(piece.remote);
-    request.add_length(piece.length);
+  for (const auto& part : parts) {
+    request.add_registration(part.registration);
+    request.add_address(part.range.address);
+    request.add_length(part.range.length);
   }
   for (const bool again : {true, false}) {
     auto lane = lanes.acquire(peer.endpoint, deadline);

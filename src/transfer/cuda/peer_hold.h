@@ -6,15 +6,19 @@
 #include <span>
 
 #include "net/lane_pool.h"
-#include "transfer/opcode.h"
 #include "transfer/segment_directory.h"
 
 namespace moonpool::transfer::cuda {
 
 class PeerHold {
  public:
-  // All pieces are device memory of the peer's. kStaleIncarnation when it is not what `peer` says any more.
-  [[nodiscard]] static Result<PeerHold> take(net::LanePool& lanes, const RemoteSegment& peer, std::span<const Piece> pieces,
+  // Some of a registered range of the peer's device memory.
+  struct Part {
+    std::uint64_t registration = 0;
+    AddressRange range;
+  };
+  // kStaleIncarnation when they are not what `peer` says any more.
+  [[nodiscard]] static Result<PeerHold> take(net::LanePool& lanes, const RemoteSegment& peer, std::span<const Part> parts,
                                              Deadline deadline);
   // kTransferFail when the peer may have ended it before: then what was copied since is not to be trusted.
   [[nodiscard]] Status release();

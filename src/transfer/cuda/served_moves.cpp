@@ -31,10 +31,10 @@ Status naming(const Request& request, const char* what, const Status& status) {
 bool on_device(const RegisteredMemory::Region* region) { return region != nullptr && region->place != nullptr; }
 
 std::uint64_t bytes_on_devices(const ServedMoves::Admitted& admitted) {
-  const auto regions = admitted.hold.with_devices();
+  RegisteredMemory::Walk regions(admitted.hold.with_devices());
   std::uint64_t total = 0;
-  for (std::size_t i = 0; i < regions.size(); ++i) {
-    if (on_device(regions[i])) total += admitted.pieces[i].length;
+  for (std::size_t i = 0; i < admitted.pieces.size(); ++i) {
+    if (on_device(regions.at(i))) total += admitted.pieces[i].length;
   }
   return total;
 }
@@ -52,10 +52,11 @@ class Cursor {
       const auto& piece = admitted_.pieces[index_];
       const AddressRange rest{piece.address + used_, piece.length - used_};
       std::uint64_t part = rest.length;
-      if (on_device(regions_[index_])) {
+      const auto* const region = regions_.at(index_);
+      if (on_device(region)) {
         part = std::min(rest.length, window.left());
         if (part == 0 && rest.length > 0) return wire;
-        if (part > 0) wire.push_back(window.put(regions_[index_]->place->device, {rest.address, part}));
+        if (part > 0) wire.push_back(window.put(region->place->device, {rest.address, part}));
       } else if (part > 0) {
         wire.push_back(bytes_at(rest));
       }
@@ -69,7 +70,7 @@ class Cursor {
 
  private:
   const ServedMoves::Admitted& admitted_;
-  const std::span<const RegisteredMemory::Region* const> regions_;
+  RegisteredMemory::Walk regions_;
   std::size_t index_ = 0;
   std::uint64_t used_ = 0;  // of the piece at index_
 };
@@ -380,19 +381,20 @@ Task<Reply> ServedMoves::hold(Request& request) {
   for (int i = 0; i < message.address_size(); ++i) ranges.push_back({message.address(i), message.length(i)});
   auto held = memory_.hold(ranges);
   if (!held.ok()) co_return held.status();
-  const auto regions = held->with_devices();
+  RegisteredMemory::Walk regions(held->with_devices());
   std::vector<int> devices;
   for (std::size_t i = 0; i < count; ++i) {
     if (ranges[i].length == 0) continue;
-    if (regions.empty() || regions[i]->place == nullptr) {
+    const auto* const region = regions.at(i);
+    if (!on_device(region)) {
       co_return Status(ErrorCode::kStaleIncarnation, "the memory at " + std::to_string(ranges[i].address) +
                                                          " is not device memory (any more): ask for this engine's memory again");
     }
-    if (regions[i]->order != message.registration(static_cast<int>(i))) {
+    if (region->order != message.registration(static_cast<int>(i))) {
       co_return Status(ErrorCode::kStaleIncarnation,
                        "the memory at " + std::to_string(ranges[i].address) + " was registered anew: ask for this engine's memory again");
     }
-    if (std::ranges::find(devices, regions[i]->place->device) == devices.end()) devices.push_back(regions[i]->place->device);
+    if (std::ranges::find(devices, region->place->device) == devices.end()) devices.push_back(region->place->device);
   }
   Runtime* const runtime = find_();
   if (runtime == nullptr) co_return Status(ErrorCode::kNotSupported, "CUDA is gone from this process");
