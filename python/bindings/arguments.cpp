@@ -30,8 +30,31 @@ bool for_each_item(PyObject* source, Each each) {
   return true;
 }
 
+// The value of an int of at most two of CPython's digits of 30 bits, as sizes are and addresses of user space below 2^60; false for others.
+// The call that takes all of them costs several times as much, and a batch has tens of thousands of numbers.
+bool read_small_int(PyObject* source, std::uint64_t& value) {
+#if PYLONG_BITS_IN_DIGIT == 30 && PY_VERSION_HEX < 0x030f0000
+  const auto* const number = reinterpret_cast<const PyLongObject*>(source);
+#if PY_VERSION_HEX >= 0x030c0000
+  constexpr std::uintptr_t kPositive = 0;
+  const auto tag = number->long_value.lv_tag;
+  const digit* const digits = number->long_value.ob_digit;
+  if ((tag & 3U) != kPositive || tag >> 3U > 2) return false;
+  value = digits[0] | (tag >> 3U == 2 ? std::uint64_t{digits[1]} << 30U : 0);
+#else
+  const Py_ssize_t count = Py_SIZE(number);
+  if (count < 1 || count > 2) return false;
+  value = number->ob_digit[0] | (count == 2 ? std::uint64_t{number->ob_digit[1]} << 30U : 0);
+#endif
+  return true;
+#else
+  return false;
+#endif
+}
+
 // An exact int; false, with no Python error left, for one that does not fit.
 bool read_int(PyObject* source, std::uint64_t& value) {
+  if (read_small_int(source, value)) return true;
   value = PyLong_AsUnsignedLongLong(source);
   if (value != static_cast<std::uint64_t>(-1) || PyErr_Occurred() == nullptr) return true;
   PyErr_Clear();

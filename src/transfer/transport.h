@@ -75,11 +75,14 @@ struct ViewOperation {
   ExtentRef extent;
   std::uint64_t checksum = 0;  // as in ReadOperation
   bool verified = true;        // false: the caller compares `checksum` with the bytes itself
+  // False: the extent may be given away and written while the caller looks, who finds out by `checksum`, and then tries again with a pin.
+  // Saves the owner's answer where memory is shared with another process.
+  bool pinned = true;
   // Outcome:
   Status status;
   Region region{};                            // that the bytes are in
-  ConstBytes bytes{};                         // valid while `pin` lives, whatever becomes of transport, owner and peer
-  std::shared_ptr<const void> pin = nullptr;  // its end releases the extent; any thread, never blocks
+  ConstBytes bytes{};                         // mapped while `pin` lives, whatever becomes of transport, owner and peer
+  std::shared_ptr<const void> pin = nullptr;  // its end releases the extent, if it is pinned; any thread, never blocks
 };
 
 // An extent that its writer fills where it lies.

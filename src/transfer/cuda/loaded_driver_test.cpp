@@ -129,10 +129,10 @@ void add_devices_and_contexts(api::Functions& table) {
 }
 
 void add_work(api::Functions& table) {
-  table.stream_create = [](api::Stream* stream, unsigned flags) {
+  table.stream_create = [](api::Stream* stream, unsigned flags, int priority) {
     EXPECT_EQ(flags, api::kStreamNonBlocking);
     *stream = reinterpret_cast<api::Stream>(0x500);
-    return stub->called("cuStreamCreate");
+    return stub->called("cuStreamCreateWithPriority");
   };
   table.stream_destroy = [](api::Stream) { return stub->called("cuStreamDestroy"); };
   table.stream_wait_event = [](api::Stream, api::Event, unsigned) { return stub->called("cuStreamWaitEvent"); };
@@ -298,7 +298,7 @@ TEST_F(LoadedDriverTest, EachCallIsInItsDevicesContextWhichIsRetainedOnce) {
   driver().destroy_event(0, *event);
   driver().free(1, 0x7000);
   EXPECT_THAT(stub_.calls,
-              ElementsAre("cuMemAlloc in 1", "cuStreamCreate in 1", "cuEventCreate in 0", "cuEventRecord in 0", "cuStreamWaitEvent in 1",
+              ElementsAre("cuMemAlloc in 1", "cuStreamCreateWithPriority in 1", "cuEventCreate in 0", "cuEventRecord in 0", "cuStreamWaitEvent in 1",
                           "cuMemcpyAsync in 1", "cuStreamDestroy in 1", "cuEventDestroy in 0", "cuMemFree in 1"));
   EXPECT_THAT(stub_.retained, ElementsAre(1, 0));
 }

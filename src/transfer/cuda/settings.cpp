@@ -53,7 +53,7 @@ bool set_switch(bool& field, std::string_view text) {
 }
 
 bool set_device_staging(Settings& settings, std::string_view text) {
-  const auto bytes = text == "0" ? std::optional<std::uint64_t>(0) : parse_size(text);
+  const auto bytes = text == "0" ? Result<std::uint64_t>(0) : parse_size(text);
   if (!bytes || *bytes > kMostStaging) return false;
   settings.device_staging_bytes = *bytes;
   return true;

@@ -329,6 +329,16 @@ void shm_read(const std::shared_ptr<PeerLink>& link, std::span<ReadOperation> op
 
 // ---------------------------------------------------------------- view
 
+namespace {
+
+void look_at(ViewOperation& operation, const std::shared_ptr<MappedSegment>& segment) {
+  segment->prepare(operation.extent.offset, operation.extent.length);
+  operation.region = {segment->bytes(), segment};
+  operation.bytes = segment->bytes().subspan(operation.extent.offset, operation.extent.length);
+}
+
+}  // namespace
+
 void shm_view(const std::shared_ptr<PeerLink>& link, std::span<ViewOperation> operations, bool verify, Deadline deadline) {
   Segments segments(*link, deadline);
   std::vector<ViewOperation*> asked;
@@ -338,6 +348,11 @@ void shm_view(const std::shared_ptr<PeerLink>& link, std::span<ViewOperation> op
     auto segment = segments.of(operation.extent, ErrorCode::kInvalidRead);
     operation.status = segment.status();
     if (!segment.ok()) continue;
+    if (!operation.pinned && !link->board().maybe_retired(operation.extent.offset, operation.extent.version)) {
+      look_at(operation, *segment);
+      operation.pin = std::move(*segment);
+      continue;
+    }
     asked.push_back(&operation);
     wanted.push_back({operation.extent, 0, 0});
     mapped.push_back(std::move(*segment));
@@ -349,9 +364,7 @@ void shm_view(const std::shared_ptr<PeerLink>& link, std::span<ViewOperation> op
     operation.status = outcomes[i].status;
     if (!operation.status.ok()) continue;
     operation.pin = std::make_shared<PinSet>(link, mapped[i], std::vector{outcomes[i].pin});
-    mapped[i]->prepare(operation.extent.offset, operation.extent.length);
-    operation.region = {mapped[i]->bytes(), mapped[i]};
-    operation.bytes = mapped[i]->bytes().subspan(operation.extent.offset, operation.extent.length);
+    look_at(operation, mapped[i]);
     if (verify && operation.verified) verify_view(operation, deadline);
   }
 }
