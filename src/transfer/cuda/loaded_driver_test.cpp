@@ -131,6 +131,7 @@ void add_devices_and_contexts(api::Functions& table) {
 void add_work(api::Functions& table) {
   table.stream_create = [](api::Stream* stream, unsigned flags, int priority) {
     EXPECT_EQ(flags, api::kStreamNonBlocking);
+    EXPECT_EQ(priority, api::kMostUrgent);
     *stream = reinterpret_cast<api::Stream>(0x500);
     return stub->called("cuStreamCreateWithPriority");
   };
