@@ -128,13 +128,14 @@ class RowsRead {
   RowsRead(const LazyRows& addresses, const LazyRows& sizes, std::size_t first)
       : all_addresses_(addresses), all_sizes_(sizes), first_(first), end_(first) {}
 
-  // Reads on, up to so many bytes and one row at least. With the interpreter lock.
+  // Reads on, one row at least, and no more than so many bytes if the next row has as many as the last one. With the interpreter lock.
   void read(std::uint64_t bytes) {
-    for (std::uint64_t had = 0; end_ < all_sizes_.size() && had < bytes; ++end_) {
+    for (std::uint64_t had = 0, last = 0; end_ < all_sizes_.size() && (last == 0 || had + last <= bytes); ++end_) {
       if (!addresses_.append(all_addresses_[end_])) refuse("all_buffer_ptrs");
       if (!sizes_.append(all_sizes_[end_])) refuse("all_sizes");
       const auto row = sizes_[sizes_.size() - 1];
-      had = std::accumulate(row.begin(), row.end(), had);
+      last = std::accumulate(row.begin(), row.end(), std::uint64_t{0});
+      had += last;
     }
   }
   [[nodiscard]] bool is_last() const { return end_ == all_sizes_.size(); }
@@ -161,8 +162,8 @@ class RowsRead {
 };
 
 // Bytes of a part: of the first one few, so that they are soon on their way, of each other twice as many as of the one before it, up to so
-// many that a launch and two calls of the master are little beside them.
-constexpr std::uint64_t kFirstPart = 4U << 20;
+// many that a launch and two calls of the master are little beside them, and that the device's staging memory takes.
+constexpr std::uint64_t kFirstPart = 2U << 20;
 constexpr std::uint64_t kLargestPart = 16U << 20;
 
 // A call with hundreds of pieces a key. With pieces in device memory it goes part by part, each as soon as its rows are read; a row of the
@@ -188,7 +189,8 @@ typename Work::Answer by_rows(Store& store, std::string_view call, const Keys& k
   };
   try {
     auto rows = std::make_shared<RowsRead>(std::move(first));
-    for (std::uint64_t bytes = kFirstPart; true; bytes = std::min(2 * bytes, kLargestPart)) {
+    for (std::uint64_t bytes = kFirstPart; true;) {
+      bytes = std::min(2 * bytes, kLargestPart);
       const std::size_t next = rows->first() + rows->size();
       const bool last = rows->is_last();
       add(std::move(rows));

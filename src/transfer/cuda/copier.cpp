@@ -294,12 +294,13 @@ class Copier::Impl {
   }
 
   // What other launches of the direction have left of the bound, or a share of it that keeps the launch from waiting for them: they end soon,
-  // and together they keep the link busy.
+  // and together they keep the link busy. The kernel of a staged launch may have all: it runs for a quarter of the time that the copies take.
   void take_blocks(Direction direction, Launch& launch) {
     const std::uint32_t most = most_blocks(launch.device);
     auto& taken = device(launch.device).blocks_taken[static_cast<std::size_t>(direction)];
     const std::uint32_t others = taken.load(std::memory_order_relaxed);
-    const std::uint32_t share = std::max({others < most ? most - others : 0, most / kShares, 1U});
+    const std::uint32_t left = std::max({others < most ? most - others : 0, most / kShares, 1U});
+    const std::uint32_t share = launch.staging != 0 ? most : left;
     launch.blocks = static_cast<std::uint32_t>(std::min<std::size_t>(launch.chunks, share));
     taken.fetch_add(launch.blocks, std::memory_order_relaxed);
   }
