@@ -22,10 +22,9 @@ namespace moonpool::net {
 
 class Connection;
 
-// A caller that spins comes back within some ten microseconds when it comes back at once, within some fifty when it copies a small put's
-// bytes in between, and within eighty when a GPU writes a block of 2 MiB. A longer look would keep the core from whoever the caller turns to
-// next.
-inline constexpr std::chrono::microseconds kServerSpin{90};
+// A caller that spins comes back within some ten microseconds when it comes back at once, and within some fifty when it copies a small
+// put's bytes in between. A longer look would keep the core from whoever the caller turns to next.
+inline constexpr std::chrono::microseconds kServerSpin{60};
 
 class ServerLoop {
  public:

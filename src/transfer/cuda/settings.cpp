@@ -68,7 +68,7 @@ struct Variable {
 constexpr std::array kVariables = {
     Variable{"MOONPOOL_CUDA_SMS", "a number of multiprocessors from 1 to 1024", set_multiprocessors},
     Variable{"MOONPOOL_CUDA_STAGING", "a size from 1MB on, such as 64MB", set_staging},
-    Variable{"MOONPOOL_CUDA_DEVICE_STAGING", "0, or a size such as 96MB", set_device_staging},
+    Variable{"MOONPOOL_CUDA_DEVICE_STAGING", "0, or a size such as 160MB", set_device_staging},
     Variable{"MOONPOOL_CUDA_CHECKSUMS", "1 or 0", [](Settings& s, std::string_view text) { return set_switch(s.checksums, text); }},
     Variable{"MOONPOOL_CUDA_DEFAULT_STREAM", "1 or 0",
              [](Settings& s, std::string_view text) { return set_switch(s.after_default_stream, text); }},

@@ -11,9 +11,9 @@ struct Settings {
   std::uint32_t multiprocessors = 16;
   // MOONPOOL_CUDA_STAGING: bytes of pinned memory per process for peers that are not reached by shared memory ("64MB").
   std::uint64_t staging_bytes = std::uint64_t{64} << 20;
-  // MOONPOOL_CUDA_DEVICE_STAGING: bytes of memory of each device through which large copies go to and from the host ("96MB"); 0: none, the
+  // MOONPOOL_CUDA_DEVICE_STAGING: bytes of memory of each device through which large copies go to and from the host ("160MB"); 0: none, the
   // kernels reach the host's memory themselves.
-  std::uint64_t device_staging_bytes = std::uint64_t{96} << 20;
+  std::uint64_t device_staging_bytes = std::uint64_t{160} << 20;
   // MOONPOOL_CUDA_CHECKSUMS=0: device data goes in place without checksums of its own; the host computes them where the path needs them.
   bool checksums = true;
   // MOONPOOL_CUDA_DEFAULT_STREAM=0: work is not ordered after the legacy default stream; for engines that synchronise themselves.
