@@ -49,6 +49,7 @@ class FakeDriver : public Driver {
     std::uint64_t pinned_bytes = 0;      // now
     std::uint64_t live_handles = 0;      // streams and events now
     std::uint64_t touched_unpinned = 0;  // errors of that kind
+    std::uint32_t last_blocks = 0;       // of the latest launch
   };
   [[nodiscard]] virtual Counts counts() const = 0;
 };
