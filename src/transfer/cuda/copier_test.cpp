@@ -516,9 +516,14 @@ TEST_F(CopierTest, ALaunchTakesNoMoreBlocksThanItMay) {
   EXPECT_EQ(driver_->counts().last_blocks, 1U);
 }
 
-// Launches that are held, in a device of four multiprocessors.
+// Launches that are held, on devices of eight multiprocessors.
 class CopierBlocksTest : public CopierRig {
  protected:
+  static FakeOptions eight() {
+    FakeOptions options;
+    options.multiprocessors = 8;
+    return options;
+  }
   // Blocks that the next launch, of so many chunks, gets.
   std::uint32_t launch(Direction direction, std::uint64_t chunks, int device = 0) {
     const auto& scattered = scattered_.emplace_back(pieces_of(device, chunks * kChunk, kChunk, 1));
@@ -540,31 +545,32 @@ class CopierBlocksTest : public CopierRig {
 };
 
 TEST_F(CopierBlocksTest, LaunchesOfADirectionThatOverlapGetWhatIsLeftOrAQuarter) {
-  start();
+  start(eight());
   driver_->hold_streams();
-  EXPECT_EQ(launch(Direction::kGather, 1), 1U) << "no more than it has chunks";
-  EXPECT_EQ(launch(Direction::kGather, 8), 3U) << "what the first one has left";
-  EXPECT_EQ(launch(Direction::kGather, 8), 1U) << "a quarter, so that it need not wait";
-  EXPECT_EQ(launch(Direction::kGather, 8), 1U);
-  EXPECT_EQ(launch(Direction::kScatter, 8), 4U) << "the other direction has a bound of its own";
-  EXPECT_EQ(launch(Direction::kScatter, 8), 1U);
-  EXPECT_EQ(launch(Direction::kGather, 8, 1), 4U) << "as each device has";
+  EXPECT_EQ(launch(Direction::kGather, 3), 3U) << "no more than it has chunks";
+  EXPECT_EQ(launch(Direction::kGather, 8), 5U) << "what the first one has left";
+  EXPECT_EQ(launch(Direction::kGather, 8), 2U) << "a quarter, so that it need not wait";
+  EXPECT_EQ(launch(Direction::kGather, 1), 1U);
+  EXPECT_EQ(launch(Direction::kGather, 8), 2U);
+  EXPECT_EQ(launch(Direction::kScatter, 7), 7U) << "the other direction has a bound of its own";
+  EXPECT_EQ(launch(Direction::kScatter, 8), 2U) << "a quarter is more than what is left";
+  EXPECT_EQ(launch(Direction::kGather, 8, 1), 8U) << "as each device has";
   end_all();
   for (const auto direction : {Direction::kGather, Direction::kScatter}) {
-    EXPECT_EQ(launch(direction, 8), 4U) << "all have given back what they took";
+    EXPECT_EQ(launch(direction, 10), 8U) << "all have given back what they took";
     end_all();
   }
 }
 
 TEST_F(CopierBlocksTest, WhatFailsGivesItsBlocksBack) {
-  start();
+  start(eight());
   const auto scattered = pieces_of(0, 8 * kChunk, kChunk, 1);
   const std::vector jobs = {job_of(scattered, host(scattered.length), nullptr)};
   for (const bool late : {false, true}) {
     driver_->fail("launch", {ErrorCode::kInternal, "a fault"}, 0, late);
     EXPECT_EQ(run(Direction::kGather, jobs).code(), ErrorCode::kInternal);
     EXPECT_TRUE(run(Direction::kGather, jobs).ok());
-    EXPECT_EQ(driver_->counts().last_blocks, 4U);
+    EXPECT_EQ(driver_->counts().last_blocks, 8U);
   }
 }
 

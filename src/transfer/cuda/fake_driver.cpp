@@ -136,7 +136,7 @@ Outcome<DeviceFacts> Fake::facts(int device) {
   return DeviceFacts{.name = fmt::format("Moonpool fake GPU {}", device),
                      .pci_bus_id = fmt::format("0000:{:02x}:00.0", 0xf0 + device),
                      .uuid = std::move(uuid),
-                     .multiprocessors = 4,
+                     .multiprocessors = options_.multiprocessors,
                      .compute_major = 9,
                      .compute_minor = 0,
                      .dma_buf = false};
