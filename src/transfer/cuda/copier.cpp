@@ -112,7 +112,8 @@ class Copier::Impl {
     if (work.ended) return work.status;
     host_waits_.fetch_add(1, std::memory_order_relaxed);
     bool late = false;
-    for (Pauses pauses; !look(work); pauses.next()) late = late || (deadline && deadline->expired());
+    // The clock before the work: what is released after the deadline and ends within a pause is late too.
+    for (Pauses pauses; !look(work); late = late || (deadline && deadline->expired())) pauses.next();
     if (!work.status.ok() || !late) return work.status;
     return {ErrorCode::kRpcTimeout,
             "the copy of device memory ended after its deadline: the GPU, or the stream that it had to wait for, is busy"};
@@ -134,6 +135,10 @@ class Copier::Impl {
     return true;
   }
 
+  bool hashes_what_it_moves(int number, std::uint64_t length) {
+    return device(number).has_kernels.load(std::memory_order_relaxed) && !short_tail(length);
+  }
+
   Counters counters() const { return {launches_.load(), staged_.load(), copies_.load(), bytes_.load(), host_waits_.load()}; }
 
  private:
@@ -142,6 +147,7 @@ class Copier::Impl {
     LaunchSlots slots;
     DeviceStaging staging;
     std::atomic<bool> no_kernels{false};                       // launch() has said so
+    std::atomic<bool> has_kernels{false};                      // launch() has taken one
     std::atomic<std::uint32_t> blocks{0};                      // that a launch may have; 0: not known yet
     std::array<std::atomic<std::uint32_t>, 2> blocks_taken{};  // by launches in flight, by direction
   };
@@ -262,7 +268,7 @@ class Copier::Impl {
     }
     if (direction == Direction::kScatter) {
       for (const auto& part : launch.parts) {
-        if (!part.job.checksums.empty() && short_tail(part.job)) hash(part.job, part.job.checksums.size() - 1);
+        if (!part.job.checksums.empty() && short_tail(part.job.length)) hash(part.job, part.job.checksums.size() - 1);
       }
     }
     const bool gather = direction == Direction::kGather;
@@ -276,7 +282,9 @@ class Copier::Impl {
     // NOLINTEND(performance-no-int-to-ptr)
     take_blocks(direction, launch);
     MOONPOOL_RETURN_IF_ERROR(driver_.launch(launch.device, kernel, {launch.blocks, kThreads}, arguments, slot.stream()));
+    device(launch.device).has_kernels.store(true, std::memory_order_relaxed);
     launches_.fetch_add(1, std::memory_order_relaxed);
+    if (launch.staging != 0) staged_.fetch_add(1, std::memory_order_relaxed);
     return gather ? queue_staged(direction, launch) : Status();
   }
 
@@ -289,7 +297,6 @@ class Copier::Impl {
       MOONPOOL_RETURN_IF_ERROR(
           driver_.copy(launch.device, gather ? copy.host : staged, gather ? staged : copy.host, copy.length, launch.slot->stream()));
     }
-    staged_.fetch_add(1, std::memory_order_relaxed);
     return {};
   }
 
@@ -368,9 +375,9 @@ class Copier::Impl {
       if (job.checksums.empty()) continue;
       if (launch.by_kernel) {
         // The tail's of a scatter is there already.
-        const std::size_t hashed = job.checksums.size() - (short_tail(job) ? 1 : 0);
+        const std::size_t hashed = job.checksums.size() - (short_tail(job.length) ? 1 : 0);
         std::memcpy(job.checksums.data(), sums + part.first_chunk * sizeof(std::uint64_t), hashed * sizeof(std::uint64_t));
-        if (gather && short_tail(job)) hash(job, hashed);
+        if (gather && short_tail(job.length)) hash(job, hashed);
       } else if (gather) {
         for (std::size_t i = 0; i < job.checksums.size(); ++i) hash(job, i);
       }
@@ -428,6 +435,8 @@ Result<bool> Copier::done(Ticket& ticket) {
   if (!work.status.ok()) return work.status;
   return true;
 }
+
+bool Copier::hashes_what_it_moves(int device, std::uint64_t length) const { return impl_->hashes_what_it_moves(device, length); }
 
 Copier::Counters Copier::counters() const { return impl_->counters(); }
 

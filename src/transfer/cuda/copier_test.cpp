@@ -4,165 +4,25 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
-#include <cstring>
 #include <deque>
-#include <numeric>
-#include <random>
 #include <thread>
 
 #include "tests/support/test_support.h"
-#include "transfer/checksum.h"
-#include "transfer/cuda/fake_driver.h"
+#include "transfer/cuda/copier_rig_for_test.h"
 
 namespace moonpool::transfer::cuda {
 namespace {
 
 using std::chrono::milliseconds;
-using std::chrono::seconds;
 using ::testing::HasSubstr;
 
-Deadline soon() { return Deadline::after(seconds(60)); }
-
-std::vector<std::byte> random_bytes(std::size_t size, std::uint32_t seed) {
-  std::mt19937_64 random(seed);
-  std::vector<std::byte> bytes(size);
-  for (std::size_t i = 0; i < size; i += 8) {
-    const std::uint64_t word = random();
-    std::memcpy(bytes.data() + i, &word, std::min<std::size_t>(8, size - i));
-  }
-  return bytes;
-}
-
-std::vector<std::uint64_t> checksums_of(ConstBytes bytes) {
-  std::vector<std::uint64_t> sums;
-  for (std::size_t at = 0; at < bytes.size(); at += kChecksumChunk) {
-    sums.push_back(checksum(bytes.subspan(at, std::min(kChecksumChunk, bytes.size() - at))));
-  }
-  return sums;
-}
-
-// Pieces that lie scattered in an allocation of a device: in an order of their own, with gaps between them.
-struct Scattered {
-  int device = 0;
-  std::uint64_t base = 0;
-  std::vector<std::byte> image;  // of the whole allocation
-  std::vector<AddressRange> pieces;
-  std::uint64_t length = 0;
-
-  // What a gather has to give.
-  std::vector<std::byte> bytes() const {
-    std::vector<std::byte> all;
-    for (const auto& piece : pieces) {
-      const auto at = image.begin() + static_cast<std::ptrdiff_t>(piece.address - base);
-      all.insert(all.end(), at, at + static_cast<std::ptrdiff_t>(piece.length));
-    }
-    return all;
-  }
-  // What the allocation has to be after a scatter of `from`.
-  std::vector<std::byte> image_with(ConstBytes from) const {
-    auto result = image;
-    for (const auto& piece : pieces) {
-      std::copy_n(from.begin(), piece.length, result.begin() + static_cast<std::ptrdiff_t>(piece.address - base));
-      from = from.subspan(piece.length);
-    }
-    return result;
-  }
-};
-
-class CopierTest : public ::testing::Test {
+class CopierTest : public CopierRig {
  protected:
-  void start(const FakeOptions& options = {}, const Settings& settings = {}) {
-    driver_ = FakeDriver::create(options);
-    regions_ = std::make_unique<HostRegions>(*driver_);
-    copier_ = std::make_unique<Copier>(*driver_, *regions_, settings);
-  }
-
-  // Pinned, filled with something that is not the answer.
-  MutableBytes host(std::size_t size) {
-    const auto memory = driver_->allocate_host(std::max<std::size_t>(size, 1));
-    EXPECT_TRUE(memory.ok()) << memory.status().to_string();
-    regions_->add_pinned(*memory);
-    std::ranges::fill(*memory, std::byte{0xEE});
-    return memory->first(size);
-  }
-
-  std::uint64_t allocate(int device, std::uint64_t size) {
-    const auto memory = driver_->allocate(device, size);
-    EXPECT_TRUE(memory.ok()) << memory.status().to_string();
-    return *memory;
-  }
-
-  Scattered scatter_out(int device, const std::vector<std::size_t>& sizes, std::uint32_t seed) {
-    Scattered scattered;
-    scattered.device = device;
-    std::mt19937 random(seed);
-    std::vector<std::size_t> order(sizes.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::ranges::shuffle(order, random);
-    std::vector<std::uint64_t> offsets(sizes.size());
-    std::uint64_t end = 0;
-    for (const auto index : order) {
-      end += random() % 40;
-      offsets[index] = end;
-      end += sizes[index];
-    }
-    end += 64;
-    scattered.base = allocate(device, end);
-    scattered.image = random_bytes(end, seed + 1);
-    driver_->poke(scattered.base, scattered.image);
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-      scattered.pieces.push_back({scattered.base + offsets[i], sizes[i]});
-      scattered.length += sizes[i];
-    }
-    return scattered;
-  }
-
-  // `length` bytes in pieces of about `piece` bytes, some of them empty.
-  Scattered pieces_of(int device, std::uint64_t length, std::uint64_t piece, std::uint32_t seed) {
-    std::mt19937 random(seed);
-    std::vector<std::size_t> sizes;
-    for (std::uint64_t rest = length; rest > 0;) {
-      const std::uint64_t size = std::min<std::uint64_t>(rest, piece / 2 + random() % (piece + 1));
-      sizes.push_back(size);
-      rest -= size;
-      if (random() % 8 == 0) sizes.push_back(0);
-    }
-    return scatter_out(device, sizes, seed);
-  }
-
-  std::vector<std::byte> peek(const Scattered& scattered) {
-    std::vector<std::byte> now(scattered.image.size());
-    driver_->peek(scattered.base, now);
-    return now;
-  }
-
-  static CopyJob job_of(const Scattered& scattered, MutableBytes contiguous, std::vector<std::uint64_t>* sums) {
-    CopyJob job;
-    job.device = scattered.device;
-    job.pieces = scattered.pieces;
-    job.contiguous = contiguous;
-    job.length = scattered.length;
-    if (sums != nullptr) {
-      sums->assign(chunks_of(scattered.length), 7);
-      job.checksums = *sums;
-    }
-    return job;
-  }
-
-  Status run(Direction direction, std::span<const CopyJob> jobs) {
-    auto ticket = copier_->submit(direction, jobs, Stream::kLegacyDefault);
-    if (!ticket) return ticket.status();
-    return copier_->wait(**ticket, soon());
-  }
-
   // All lengths at which something changes, as jobs of one call.
   void gathers_bit_for_bit();
   void scatters_bit_for_bit();
-
-  std::unique_ptr<FakeDriver> driver_;
-  std::unique_ptr<HostRegions> regions_;
-  std::unique_ptr<Copier> copier_;
 };
 
 constexpr std::uint64_t kChunk = kChecksumChunk;
@@ -268,7 +128,9 @@ TEST_F(CopierTest, WithoutKernelsNeighboursAreOneCopyButNotAcrossAllocations) {
 }
 
 TEST_F(CopierTest, TenThousandPiecesAreOneLaunchAndOneCopyOfTheTable) {
-  start();
+  Settings settings;
+  settings.device_staging_bytes = 0;  // whose copies would be counted too
+  start({}, settings);
   const auto scattered = scatter_out(0, std::vector<std::size_t>(10'000, 512), 3);
   const auto memory = host(scattered.length);
   std::vector<std::uint64_t> sums;
@@ -649,7 +511,85 @@ TEST_F(CopierTest, ALaunchTakesNoMoreBlocksThanItMay) {
   settings.multiprocessors = 1;
   start({}, settings);
   gathers_bit_for_bit();
+  EXPECT_EQ(driver_->counts().last_blocks, 1U);
   scatters_bit_for_bit();
+  EXPECT_EQ(driver_->counts().last_blocks, 1U);
+}
+
+// Launches that are held, on devices of eight multiprocessors.
+class CopierBlocksTest : public CopierRig {
+ protected:
+  static FakeOptions eight() {
+    FakeOptions options;
+    options.multiprocessors = 8;
+    return options;
+  }
+  // Blocks that the next launch, of so many chunks, gets.
+  std::uint32_t launch(Direction direction, std::uint64_t chunks, int device = 0) {
+    const auto& scattered = scattered_.emplace_back(pieces_of(device, chunks * kChunk, kChunk, 1));
+    jobs_.push_back(job_of(scattered, host(scattered.length), nullptr));
+    auto ticket = copier_->submit(direction, {&jobs_.back(), 1}, Stream::kLegacyDefault);
+    EXPECT_TRUE(ticket.ok()) << ticket.status().to_string();
+    if (ticket.ok()) tickets_.push_back(std::move(ticket).value());
+    return driver_->counts().last_blocks;
+  }
+  void end_all() {
+    driver_->release_streams();
+    for (const auto& ticket : tickets_) EXPECT_TRUE(copier_->wait(*ticket, soon()).ok());
+    tickets_.clear();
+  }
+
+  std::deque<Scattered> scattered_;
+  std::deque<CopyJob> jobs_;
+  std::vector<std::unique_ptr<Copier::Ticket>> tickets_;
+};
+
+TEST_F(CopierBlocksTest, LaunchesOfADirectionThatOverlapGetWhatIsLeftOrAQuarter) {
+  start(eight());
+  driver_->hold_streams();
+  EXPECT_EQ(launch(Direction::kGather, 3), 3U) << "no more than it has chunks";
+  EXPECT_EQ(launch(Direction::kGather, 8), 5U) << "what the first one has left";
+  EXPECT_EQ(launch(Direction::kGather, 8), 2U) << "a quarter, so that it need not wait";
+  EXPECT_EQ(launch(Direction::kGather, 1), 1U);
+  EXPECT_EQ(launch(Direction::kGather, 8), 2U);
+  EXPECT_EQ(launch(Direction::kScatter, 7), 7U) << "the other direction has a bound of its own";
+  EXPECT_EQ(launch(Direction::kScatter, 8), 2U) << "a quarter is more than what is left";
+  EXPECT_EQ(launch(Direction::kGather, 8, 1), 8U) << "as each device has";
+  end_all();
+  for (const auto direction : {Direction::kGather, Direction::kScatter}) {
+    EXPECT_EQ(launch(direction, 10), 8U) << "all have given back what they took";
+    end_all();
+  }
+}
+
+TEST_F(CopierBlocksTest, WhatFailsGivesItsBlocksBack) {
+  start(eight());
+  const auto scattered = pieces_of(0, 8 * kChunk, kChunk, 1);
+  const std::vector jobs = {job_of(scattered, host(scattered.length), nullptr)};
+  for (const bool late : {false, true}) {
+    driver_->fail("launch", {ErrorCode::kInternal, "a fault"}, 0, late);
+    EXPECT_EQ(run(Direction::kGather, jobs).code(), ErrorCode::kInternal);
+    EXPECT_TRUE(run(Direction::kGather, jobs).ok());
+    EXPECT_EQ(driver_->counts().last_blocks, 8U);
+  }
+}
+
+TEST_F(CopierTest, TheDeviceHashesWhatItMovesWhereItHasKernelsAndTheLastChunkIsNotShort) {
+  for (const bool kernels : {true, false}) {
+    FakeOptions options;
+    options.kernels = kernels;
+    start(options);
+    EXPECT_FALSE(copier_->hashes_what_it_moves(0, kChunk)) << "nobody knows yet whether there are kernels";
+    const auto scattered = pieces_of(0, 1000, 100, 1);
+    const std::vector jobs = {job_of(scattered, host(scattered.length), nullptr)};
+    ASSERT_TRUE(run(Direction::kScatter, jobs).ok());
+    for (const auto length : {kChunk, kChunk + 241, std::uint64_t{241}}) {
+      EXPECT_EQ(copier_->hashes_what_it_moves(0, length), kernels) << length;
+    }
+    for (const auto length : {kChunk + 1, kChunk + 240, std::uint64_t{1}}) EXPECT_FALSE(copier_->hashes_what_it_moves(0, length)) << length;
+    EXPECT_FALSE(copier_->hashes_what_it_moves(1, kChunk)) << "another device";
+    copier_.reset();
+  }
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/sync_point.h"
 #include "tests/support/test_support.h"
 #include "transfer/checksum.h"
 #include "transfer/cuda/device_memory_for_test.h"
@@ -207,7 +208,7 @@ TYPED_TEST(CommonMemoryTest, AChangedByteInTheSegmentIsFoundOnTheWayToTheDeviceA
   world.read(reads);
   EXPECT_TRUE(reads[0].status.ok()) << reads[0].status.to_string();
   EXPECT_EQ(reads[1].status.code(), ErrorCode::kChecksumMismatch);
-  EXPECT_THAT(reads[1].status.message(), HasSubstr("are not those"));
+  EXPECT_THAT(reads[1].status.message(), HasSubstr("changed since it was written (chunk 2)")) << "its owner's checksums say where";
   EXPECT_EQ(to.get(0), random_bytes(kSize, 0));
   EXPECT_EQ(world.in_place(), before + kSize) << "only what went well";
   world.owners_byte(kSize + 2 * kChecksumChunk + 7) ^= std::byte{8};
@@ -338,6 +339,110 @@ TYPED_TEST(CommonMemoryTest, WhatIsRetiredWhileTheDeviceWritesIsStaleAndAcknowle
       },
       soon()));
 }
+
+#ifdef MOONPOOL_SYNC_POINTS
+// Gets in place of extents that are shared with another process: whether their owner is asked, and that nobody gets another object's bytes.
+class SharedExtentsTest : public ::testing::Test {
+ protected:
+  ~SharedExtentsTest() override { SyncPoints::instance().clear(); }
+
+  // The device's kernels are known from here on, and its memory is pinned.
+  void start(const FakeOptions& options = {}, const Settings& settings = test_settings(kRing)) {
+    world_ = std::make_unique<World<ShmRig>>(options, settings);
+    for (int i = 0; i < 2; ++i) world_->pin();
+    SyncPoints::instance().on("owner_session.pinned", [this] { ++asked_; });
+    asked_ = 0;
+  }
+  // An object of the device's in the segment, of random bytes.
+  std::vector<WriteOperation> put(DeviceObjects& object, std::size_t size) {
+    object.set(0, random_bytes(size, size));
+    auto writes = world_->writes(object, 1, size);
+    world_->write(writes);
+    expect_ok(writes);
+    return writes;
+  }
+  // Once, when the next get has queued its launch, which has not begun: the extent is retired and, if nobody holds it, another object's.
+  void give_away_meanwhile(const ExtentRef& extent) {
+    world_->driver().hold_streams();
+    SyncPoints::instance().on("cuda.in_place.queued", [this, extent] {
+      SyncPoints::instance().on("cuda.in_place.queued", [] {});
+      const RetirementOrder order{77, extent};
+      given_away_ = !world_->owner().retire({&order, 1}, Deadline::after(milliseconds(50))).empty();
+      if (given_away_) {
+        const auto others = random_bytes(extent.length, 4711);
+        const ConstBytes piece(others);
+        WriteOperation write{world_->extent(extent.offset, extent.length), "other", {&piece, 1}, {}, 0};
+        world_->rig().transport().write(world_->rig().peer, {&write, 1}, soon());
+        EXPECT_TRUE(write.status.ok()) << write.status.to_string();
+      }
+      world_->driver().release_streams();
+    });
+  }
+
+  std::unique_ptr<World<ShmRig>> world_;
+  std::atomic<int> asked_{0};
+  std::atomic<bool> given_away_{false};
+};
+
+TEST_F(SharedExtentsTest, AGetWhoseBytesTheDeviceHashesAsksNobody) {
+  start();
+  for (const std::size_t size : {3 * kChecksumChunk, kChecksumChunk + 241, std::size_t{241}}) {
+    DeviceObjects object(world_->driver(), 0, 1, size, 50'000);
+    const auto writes = put(object, size);
+    DeviceObjects to(world_->driver(), 0, 1, size, 30'000);
+    auto reads = World<ShmRig>::reads(writes, to);
+    const auto in_place = world_->in_place();
+    world_->read(reads);
+    expect_ok(reads);
+    EXPECT_EQ(to.get(0), random_bytes(size, size));
+    EXPECT_EQ(world_->in_place(), in_place + size);
+    EXPECT_EQ(asked_, 0) << size;
+    const RetirementOrder order{5, writes[0].extent};
+    EXPECT_EQ(world_->owner().retire({&order, 1}, soon()).size(), 1U);
+  }
+}
+
+TEST_F(SharedExtentsTest, AnExtentThatIsGivenAwayMeanwhileIsGoneForItsReader) {
+  start();
+  constexpr std::size_t kSize = 2 * kChecksumChunk;
+  DeviceObjects object(world_->driver(), 0, 1, kSize, 50'000);
+  const auto writes = put(object, kSize);
+  auto reads = World<ShmRig>::reads(writes, object);
+  const auto in_place = world_->in_place();
+  give_away_meanwhile(writes[0].extent);
+  world_->read(reads);
+  EXPECT_TRUE(given_away_);
+  expect_all(reads, ErrorCode::kReplicaGone);
+  EXPECT_EQ(asked_, 1) << "by the staged read";
+  EXPECT_EQ(world_->in_place(), in_place);
+}
+
+// Checksums that the host computes are of what lies there before the device has read it, so that an extent must not be given away between.
+TEST_F(SharedExtentsTest, AnExtentThatTheHostHashesIsNotGivenAwayMeanwhile) {
+  struct Case {
+    std::size_t size;
+    bool kernels;
+    bool checksums;
+  };
+  for (const auto& [size, kernels, checksums] : {Case{200, true, true}, Case{kChecksumChunk + 240, true, true},
+                                                 Case{kChecksumChunk, false, true}, Case{kChecksumChunk, true, false}}) {
+    auto settings = test_settings(kRing);
+    settings.checksums = checksums;
+    start({.kernels = kernels}, settings);
+    DeviceObjects object(world_->driver(), 0, 1, size, 50'000);
+    const auto writes = put(object, size);
+    DeviceObjects to(world_->driver(), 0, 1, size, 50'000);
+    auto reads = World<ShmRig>::reads(writes, to);
+    give_away_meanwhile(writes[0].extent);
+    world_->read(reads);
+    EXPECT_FALSE(given_away_) << size << kernels << checksums;
+    EXPECT_EQ(asked_, 1) << size << kernels << checksums;
+    expect_ok(reads);
+    EXPECT_TRUE(to.get(0) == random_bytes(size, size)) << size << kernels << checksums;
+    EXPECT_EQ(world_->owner().retire({}, soon()).size(), 1U);
+  }
+}
+#endif
 
 class OneLaneRig : public TcpRig {
  public:

@@ -114,6 +114,7 @@ class Fake final : public FakeDriver {
   FakeAddresses addresses_;  // guarded by memory_mutex_
   std::atomic<std::uint64_t> launches_{0}, copies_{0}, registered_{0}, unregistered_{0}, allocations_{0}, frees_{0}, touched_unpinned_{0};
   mutable std::atomic<std::uint64_t> locates_{0};
+  std::atomic<std::uint32_t> last_blocks_{0};
   FakeStreams streams_;  // last: its threads use what is above
 };
 
@@ -135,7 +136,7 @@ Outcome<DeviceFacts> Fake::facts(int device) {
   return DeviceFacts{.name = fmt::format("Moonpool fake GPU {}", device),
                      .pci_bus_id = fmt::format("0000:{:02x}:00.0", 0xf0 + device),
                      .uuid = std::move(uuid),
-                     .multiprocessors = 4,
+                     .multiprocessors = options_.multiprocessors,
                      .compute_major = 9,
                      .compute_minor = 0,
                      .dma_buf = false};
@@ -260,6 +261,7 @@ Status Fake::launch(int device, Kernel kernel, const LaunchShape& shape, const M
     return late.ok() ? run_launch(device, kernel, shape, arguments) : late;
   });
   if (!queued) return invalid_handle("cuLaunchKernel", device);
+  last_blocks_ = shape.blocks;
   ++launches_;
   return {};
 }
@@ -395,7 +397,8 @@ FakeDriver::Counts Fake::counts() const {
           .locates = locates_,
           .pinned_bytes = addresses_.pinned_bytes(),
           .live_handles = streams_.live_handles(),
-          .touched_unpinned = touched_unpinned_};
+          .touched_unpinned = touched_unpinned_,
+          .last_blocks = last_blocks_};
 }
 
 }  // namespace

@@ -25,6 +25,7 @@ struct FakeOptions {
   std::uint64_t pinned_bytes = ~std::uint64_t{0};         // register_host() and allocate_host() refuse what goes beyond
   bool kernels = true;                                    // false: launch() is kNotSupported, as in a build without nvcc
   bool peer_access = true;
+  int multiprocessors = 4;  // of each, as facts() tells
 };
 
 class FakeDriver : public Driver {
@@ -49,6 +50,7 @@ class FakeDriver : public Driver {
     std::uint64_t pinned_bytes = 0;      // now
     std::uint64_t live_handles = 0;      // streams and events now
     std::uint64_t touched_unpinned = 0;  // errors of that kind
+    std::uint32_t last_blocks = 0;       // of the latest launch
   };
   [[nodiscard]] virtual Counts counts() const = 0;
 };

@@ -143,7 +143,8 @@ class ViewedBatch {
       views_[i].extent = operations[chosen[i].index].extent;
       views_[i].checksum = operations[chosen[i].index].checksum;
       views_[i].verified = verify && !hashed_;
-      views_[i].pinned = !hashed_;  // the kernel's checksums tell whether the bytes were the object's
+      // The kernel's checksums tell whether the bytes that it moved were the object's.
+      views_[i].pinned = !hashed_ || !way.runtime.copier().hashes_what_it_moves(chosen[i].device, views_[i].extent.length);
     }
   }
 

@@ -51,8 +51,8 @@ ConstBytes chunk_of(const CopyJob& job, std::size_t index) {
   return ConstBytes(job.contiguous).subspan(offset, std::min<std::size_t>(kChecksumChunk, job.contiguous.size() - offset));
 }
 
-bool short_tail(const CopyJob& job) {
-  const std::uint64_t tail = job.length % kChecksumChunk;
+bool short_tail(std::uint64_t length) {
+  const std::uint64_t tail = length % kChecksumChunk;
   return tail != 0 && tail <= kLeastHashed;
 }
 

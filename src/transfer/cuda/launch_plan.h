@@ -85,7 +85,7 @@ struct Launch {
 // Ok, or what is wrong with a job that a caller asks for.
 [[nodiscard]] Status check(const CopyJob& job, int devices);
 [[nodiscard]] ConstBytes chunk_of(const CopyJob& job, std::size_t index);
-// Whether the host hashes the job's last chunk.
-[[nodiscard]] bool short_tail(const CopyJob& job);
+// Whether the host hashes the last chunk of a job of this length.
+[[nodiscard]] bool short_tail(std::uint64_t length);
 
 }  // namespace moonpool::transfer::cuda

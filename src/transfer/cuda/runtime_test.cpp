@@ -79,6 +79,78 @@ TEST_F(RuntimeTest, RangesThatOverlapOrComeAgainAreStillRight) {
   for (const std::uint64_t offset : {0, 5000, 4100, 1 << 19}) EXPECT_EQ(runtime_->device_of(pointer(*device + offset)), 1);
 }
 
+TEST_F(RuntimeTest, RowsThatLieInManyRangesAreLookedUpWithoutTheDriver) {
+  constexpr std::size_t kBuffers = 40;
+  constexpr std::size_t kSize = 1 << 16;
+  constexpr std::size_t kPiece = 1000;
+  std::vector<std::pair<std::uint64_t, int>> buffers;
+  for (std::size_t i = 0; i < kBuffers; ++i) {
+    const int device = static_cast<int>(i % 2);
+    const auto memory = driver_->allocate(device, kSize);
+    ASSERT_TRUE(memory.ok());
+    buffers.emplace_back(*memory, device);
+  }
+  const std::vector<std::byte> host(kSize);
+  for (std::size_t i = 0; i < kBuffers; ++i) runtime_->remember(bytes(buffers[i * 7 % kBuffers].first, kSize));
+  runtime_->remember(host);
+  const auto before = driver_->counts().locates;
+  Runtime::LookUp look_up(*runtime_);
+  // Rows of different lengths, whose pieces lie in other buffers from time to time.
+  for (std::size_t row = 0; row < 50; ++row) {
+    look_up.begin_row();
+    EXPECT_EQ(look_up.device_of(host.data() + row), std::nullopt);
+    for (std::size_t i = 0; i < kBuffers - row % 3; ++i) {
+      const auto& [address, device] = buffers[(i + row / 20) % kBuffers];
+      ASSERT_EQ(look_up.device_of(pointer(address + row * kPiece)), device) << row << ", " << i;
+      ASSERT_EQ(look_up.device_of(pointer(address + kSize - 1)), device) << row << ", " << i;
+    }
+  }
+  EXPECT_EQ(driver_->counts().locates, before);
+}
+
+TEST_F(RuntimeTest, WhatIsInNoRangeIsLookedUpByTheDriverAndDoesNotSpoilARow) {
+  const auto known = driver_->allocate(0, 4096);
+  const auto unknown = driver_->allocate(1, 4096);
+  ASSERT_TRUE(known.ok() && unknown.ok());
+  const std::vector<std::byte> host(100);
+  runtime_->remember(bytes(*known, 4096));
+  const auto before = driver_->counts().locates;
+  Runtime::LookUp look_up(*runtime_);
+  for (std::uint64_t row = 1; row <= 3; ++row) {
+    look_up.begin_row();
+    EXPECT_EQ(look_up.device_of(pointer(*unknown + row)), 1);
+    EXPECT_EQ(look_up.device_of(pointer(*known + row)), 0);
+    EXPECT_EQ(look_up.device_of(host.data()), std::nullopt);
+    EXPECT_EQ(look_up.device_of(nullptr), std::nullopt);
+    EXPECT_EQ(driver_->counts().locates, before + 3 * row);
+  }
+}
+
+TEST_F(RuntimeTest, ARangeThatIsForgottenIsNotFoundByALaterLook) {
+  const auto first = driver_->allocate(0, 4096);
+  const auto second = driver_->allocate(1, 4096);
+  ASSERT_TRUE(first.ok() && second.ok());
+  runtime_->remember(bytes(*first, 4096));
+  runtime_->remember(bytes(*second, 4096));
+  const auto look = [&] {
+    Runtime::LookUp look_up(*runtime_);
+    for (int row = 0; row < 2; ++row) {
+      look_up.begin_row();
+      EXPECT_EQ(look_up.device_of(pointer(*first)), 0);
+      EXPECT_EQ(look_up.device_of(pointer(*second)), 1);
+    }
+  };
+  const auto before = driver_->counts().locates;
+  look();
+  EXPECT_EQ(driver_->counts().locates, before);
+  runtime_->forget(pointer(*first));
+  look();
+  EXPECT_EQ(driver_->counts().locates, before + 2);
+  runtime_->forget(pointer(*second));
+  look();
+  EXPECT_EQ(driver_->counts().locates, before + 6);
+}
+
 TEST_F(RuntimeTest, ManyThreadsLookWhileOthersRegister) {
   const auto device = driver_->allocate(0, 1 << 20);
   ASSERT_TRUE(device.ok());
@@ -94,6 +166,13 @@ TEST_F(RuntimeTest, ManyThreadsLookWhileOthersRegister) {
     });
     threads.emplace_back([&] {
       for (std::uint64_t i = 0; i < 2000; ++i) ASSERT_EQ(runtime_->device_of(pointer(*device + i * 300)), 0);
+    });
+    threads.emplace_back([&] {
+      for (std::uint64_t row = 0; row < 100; ++row) {
+        Runtime::LookUp look_up(*runtime_);
+        look_up.begin_row();
+        for (std::uint64_t i = 0; i < 20; ++i) ASSERT_EQ(look_up.device_of(pointer(*device + row * 4096 + i * 8192)), 0);
+      }
     });
   }
   for (auto& thread : threads) thread.join();
@@ -134,8 +213,8 @@ TEST_F(RuntimeTest, WithoutADriverInTheProcessItSaysWhatIsMissing) {
 
 class SettingsTest : public ::testing::Test {
  protected:
-  static constexpr std::array kNames = {"MOONPOOL_CUDA_SMS", "MOONPOOL_CUDA_STAGING", "MOONPOOL_CUDA_CHECKSUMS",
-                                        "MOONPOOL_CUDA_DEFAULT_STREAM", "MOONPOOL_CUDA_STAGE"};
+  static constexpr std::array kNames = {"MOONPOOL_CUDA_SMS",       "MOONPOOL_CUDA_STAGING",        "MOONPOOL_CUDA_DEVICE_STAGING",
+                                        "MOONPOOL_CUDA_CHECKSUMS", "MOONPOOL_CUDA_DEFAULT_STREAM", "MOONPOOL_CUDA_STAGE"};
   SettingsTest() { clear(); }
   ~SettingsTest() override { clear(); }
   static void clear() {
@@ -151,6 +230,7 @@ TEST_F(SettingsTest, NothingSaysTheDefaults) {
   const auto settings = Settings::from_environment();
   EXPECT_EQ(settings.multiprocessors, 16U);
   EXPECT_EQ(settings.staging_bytes, std::uint64_t{64} << 20);
+  EXPECT_EQ(settings.device_staging_bytes, std::uint64_t{96} << 20);
   EXPECT_TRUE(settings.checksums);
   EXPECT_TRUE(settings.after_default_stream);
 }
@@ -158,6 +238,9 @@ TEST_F(SettingsTest, NothingSaysTheDefaults) {
 TEST_F(SettingsTest, VariablesArriveAtTheirFields) {
   EXPECT_EQ(with("MOONPOOL_CUDA_SMS", "132").multiprocessors, 132U);
   EXPECT_EQ(with("MOONPOOL_CUDA_STAGING", " 128 MB ").staging_bytes, std::uint64_t{128} << 20);
+  EXPECT_EQ(with("MOONPOOL_CUDA_DEVICE_STAGING", "256MB").device_staging_bytes, std::uint64_t{256} << 20);
+  EXPECT_EQ(with("MOONPOOL_CUDA_DEVICE_STAGING", "96MB").device_staging_bytes, std::uint64_t{96} << 20);
+  EXPECT_EQ(with("MOONPOOL_CUDA_DEVICE_STAGING", "0").device_staging_bytes, 0U) << "none";
   EXPECT_FALSE(with("MOONPOOL_CUDA_CHECKSUMS", "0").checksums);
   EXPECT_FALSE(with("MOONPOOL_CUDA_DEFAULT_STREAM", "off").after_default_stream);
   EXPECT_EQ(with("MOONPOOL_CUDA_CHECKSUMS", "1").multiprocessors, 132U) << "all at once";
@@ -171,11 +254,15 @@ TEST_F(SettingsTest, BadOnesAreSaidAndTheDefaultIsTaken) {
   for (const auto* text : {"4KB", "much", "9999999 TB"}) {
     EXPECT_EQ(with("MOONPOOL_CUDA_STAGING", text).staging_bytes, std::uint64_t{64} << 20) << text;
   }
+  for (const auto* text : {"none", "-1", "9999999 TB"}) {
+    EXPECT_EQ(with("MOONPOOL_CUDA_DEVICE_STAGING", text).device_staging_bytes, std::uint64_t{96} << 20) << text;
+  }
   EXPECT_TRUE(with("MOONPOOL_CUDA_CHECKSUMS", "maybe").checksums);
   EXPECT_TRUE(with("MOONPOOL_CUDA_STAGE", "1").after_default_stream);
   const std::string said = ::testing::internal::GetCapturedStderr();
   for (const auto* part : {"MOONPOOL_CUDA_SMS='many'", "from 1 to 1024", "MOONPOOL_CUDA_STAGING='4KB'", "such as 64MB",
-                           "MOONPOOL_CUDA_CHECKSUMS='maybe'", "MOONPOOL_CUDA_STAGE: there is no such setting"}) {
+                           "MOONPOOL_CUDA_DEVICE_STAGING='none'", "0, or a size such as 96MB", "MOONPOOL_CUDA_CHECKSUMS='maybe'",
+                           "MOONPOOL_CUDA_STAGE: there is no such setting"}) {
     EXPECT_THAT(said, HasSubstr(part));
   }
 }

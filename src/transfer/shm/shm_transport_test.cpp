@@ -74,6 +74,21 @@ class ShmTransportTest : public ::testing::Test {
     transport_->view(peer_, {&operation, 1}, soon());
     return operation;
   }
+  // Without a pin.
+  ViewOperation look(const ExtentRef& ref, std::uint64_t checksum) {
+    ViewOperation operation;
+    operation.extent = ref;
+    operation.checksum = checksum;
+    operation.pinned = false;
+    transport_->view(peer_, {&operation, 1}, soon());
+    return operation;
+  }
+  // How often the point was reached, from now on.
+  static std::shared_ptr<std::atomic<int>> count(const char* point) {
+    auto reached = std::make_shared<std::atomic<int>>(0);
+    SyncPoints::instance().on(point, [reached] { ++*reached; });
+    return reached;
+  }
   std::size_t retire(const ExtentRef& ref, milliseconds wait) {
     const RetirementOrder order{ref.version.count, ref};
     return owner_.retire({&order, 1}, Deadline::after(wait)).size();
@@ -227,6 +242,53 @@ TEST_F(ShmTransportTest, AViewHoldsItsExtentUntilItIsLetGo) {
   EXPECT_EQ(owner_.retire({}, Deadline::after(milliseconds(50))).size(), 0U) << "views outlive the transport";
   EXPECT_TRUE(std::ranges::equal(seen.bytes, data_));
   seen.pin.reset();
+  EXPECT_EQ(owner_.retire({}, soon()).size(), 1U);
+}
+
+TEST_F(ShmTransportTest, AViewWithoutAPinNeedsNothingOfTheOwnerAndHoldsNobodyUp) {
+  const auto ref = extent(4096, kSize);
+  const auto written = write(ref, data_);
+  const auto asked = count("owner_session.pinned");
+  auto seen = look(ref, written.checksum);
+  ASSERT_TRUE(seen.status.ok()) << seen.status.to_string();
+  EXPECT_TRUE(std::ranges::equal(seen.bytes, data_));
+  EXPECT_EQ(seen.region.memory.size(), std::size_t{64} << 20);
+  EXPECT_EQ(*asked, 0);
+  EXPECT_EQ(retire(ref, seconds(20)), 1U);
+  transport_.reset();
+  server_->stop();
+  EXPECT_TRUE(owner_.unmount(incarnation_, soon()).ok());
+  EXPECT_TRUE(std::ranges::equal(seen.bytes, data_)) << "it stays mapped";
+}
+
+TEST_F(ShmTransportTest, AViewWithoutAPinOfWhatIsOrMayBeRetiredAsksTheOwner) {
+  const auto ref = extent(0, kSize);
+  const auto other = extent(kSize, kSize);
+  const auto written = write(ref, data_);
+  ASSERT_TRUE(write(other, data_).status.ok());
+  const auto asked = count("owner_session.pinned");
+  ASSERT_EQ(retire(ref, seconds(20)), 1U);
+  EXPECT_EQ(look(ref, written.checksum).status.code(), ErrorCode::kReplicaGone);
+  EXPECT_EQ(*asked, 1);
+  EXPECT_TRUE(look(other, written.checksum).status.ok());
+  EXPECT_EQ(*asked, 1);
+  // One batch: what has to be asked for is, the rest is not.
+  std::vector<ViewOperation> batch(3);
+  for (std::size_t i = 0; i < 3; ++i) {
+    batch[i].extent = i == 1 ? ref : other;
+    batch[i].checksum = written.checksum;
+    batch[i].pinned = i == 2;
+  }
+  transport_->view(peer_, batch, soon());
+  EXPECT_EQ(*asked, 2);
+  EXPECT_TRUE(batch[0].status.ok()) << batch[0].status.to_string();
+  EXPECT_EQ(batch[1].status.code(), ErrorCode::kReplicaGone);
+  EXPECT_TRUE(batch[2].status.ok()) << batch[2].status.to_string();
+  EXPECT_EQ(retire(other, milliseconds(50)), 0U) << "the one with a pin holds it";
+  // Its bit is set by now, as it would be by another grant of the same bit.
+  EXPECT_FALSE(look(other, written.checksum).status.ok());
+  EXPECT_EQ(*asked, 3);
+  batch.clear();
   EXPECT_EQ(owner_.retire({}, soon()).size(), 1U);
 }
 
