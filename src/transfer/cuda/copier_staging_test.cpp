@@ -370,6 +370,15 @@ TEST_F(PlanStagingTest, NeighboursOfARegionAreOneCopyAsLongAsEachIsAligned) {
                                          {kHost + 4 * kMiB, 3 * kMiB + 16, kMiB}}));
 }
 
+TEST_F(PlanStagingTest, NeighboursAreOneCopyInWhicheverOrderTheJobsCome) {
+  add(kHost + 2 * kMiB, kMiB, region_);
+  add(kHost, kMiB, region_);
+  add(kHost + kMiB, kMiB, region_);
+  ASSERT_TRUE(launch_.plan_staging(0));
+  EXPECT_EQ(places(), (std::vector<std::uint64_t>{2 * kMiB, 0, kMiB}));
+  EXPECT_EQ(copies(), (std::vector<Copy>{{kHost, 0, 3 * kMiB}}));
+}
+
 TEST_F(PlanStagingTest, ACopyDoesNotReachFromOneRegionIntoTheNext) {
   add(kHost, kMiB, region_);
   add(kHost + kMiB, kMiB, other_);

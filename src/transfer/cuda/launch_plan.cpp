@@ -71,20 +71,24 @@ void Launch::add(Part part) {
 
 bool Launch::plan_staging(std::uint64_t least_bytes) {
   if (bytes < least_bytes || bytes > DeviceStaging::kBufferBytes) return false;
+  if (std::ranges::any_of(parts, [](const Part& part) { return part.job.device_address != 0; })) return false;
+  std::vector<Part*> by_address;
+  by_address.reserve(parts.size());
+  for (auto& part : parts) by_address.push_back(&part);
+  std::ranges::sort(by_address, {}, [](const Part* part) { return part->contiguous; });
   std::uint64_t end = 0;  // of what is staged
   const Part* last = nullptr;
-  for (auto& part : parts) {
-    if (part.job.device_address != 0) return false;
-    const bool neighbours = last != nullptr && last->use == part.use && last->contiguous + last->job.length == part.contiguous;
+  for (Part* const part : by_address) {
+    const bool neighbours = last != nullptr && last->use == part->use && last->contiguous + last->job.length == part->contiguous;
     if (neighbours && end % kAlignment == 0) {
-      copies.back().length += part.job.length;
+      copies.back().length += part->job.length;
     } else {
       end = (end + kAlignment - 1) / kAlignment * kAlignment;
-      copies.push_back({part.contiguous, end, part.job.length});
+      copies.push_back({part->contiguous, end, part->job.length});
     }
-    part.staged_at = end;
-    end += part.job.length;
-    last = &part;
+    part->staged_at = end;
+    end += part->job.length;
+    last = part;
   }
   const bool pays = end <= DeviceStaging::kBufferBytes && bytes / copies.size() >= kLeastCopy;
   if (!pays) copies.clear();
