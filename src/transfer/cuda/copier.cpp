@@ -1,14 +1,10 @@
 #include "transfer/cuda/copier.h"
 
-#include <sys/prctl.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <cstring>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "base/logging.h"
@@ -16,6 +12,7 @@
 #include "transfer/cuda/device_staging.h"
 #include "transfer/cuda/launch_plan.h"
 #include "transfer/cuda/launch_slots.h"
+#include "transfer/cuda/pauses.h"
 
 namespace moonpool::transfer::cuda {
 
@@ -30,46 +27,12 @@ constexpr std::uint32_t kShares = 4;
 // each, where the copy would cost a call, the start of a copy engine and the hand-over to the kernel, some 5 us. Larger ones are read again
 // and again by all blocks, and go to the device once. (64 pieces of a 2 MiB block have 1.2 KiB.)
 constexpr std::uint64_t kReadInPlace = 4096;
-// How long wait() looks without a pause (a 2 MiB block takes 40 us), and how it goes on.
-constexpr std::chrono::microseconds kSpin{150};
-constexpr std::chrono::microseconds kShortestPause{10};
-constexpr std::chrono::microseconds kLongestPause{1000};
 // CU_STREAM_LEGACY and CU_STREAM_PER_THREAD: names of a stream that each device has.
 constexpr std::uintptr_t kLastImplicitStream = 2;
 
 Status named(int device, const Status& status) {
   return {status.code(), "copying memory of GPU " + std::to_string(device) + ": " + status.message()};
 }
-
-// Ever longer pauses of a wait, in proportion to how long it has been: 1/64 of it is lost at most. While they sleep, the thread's timers are
-// exact to a microsecond (by default Linux lets them be 50 late, prctl(2)).
-class Pauses {
- public:
-  Pauses() = default;
-  Pauses(const Pauses&) = delete;
-  Pauses& operator=(const Pauses&) = delete;
-  ~Pauses() {
-    if (slack_ > 0) ::prctl(PR_SET_TIMERSLACK, static_cast<unsigned long>(slack_), 0UL, 0UL, 0UL);
-  }
-  void next() {
-    const auto waited = Deadline::Clock::now() - begin_;
-    if (waited < kSpin) {
-      std::this_thread::yield();
-    } else {
-      if (slack_ == 0) be_exact();
-      std::this_thread::sleep_for(std::clamp<std::chrono::nanoseconds>(waited / 64, kShortestPause, kLongestPause));
-    }
-  }
-
- private:
-  void be_exact() {
-    slack_ = ::prctl(PR_GET_TIMERSLACK, 0UL, 0UL, 0UL, 0UL);
-    if (slack_ > 0) ::prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
-  }
-
-  const Deadline::Clock::time_point begin_ = Deadline::Clock::now();
-  int slack_ = 0;  // the thread's own, in nanoseconds, while it is changed
-};
 
 }  // namespace
 

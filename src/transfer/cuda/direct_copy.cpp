@@ -2,30 +2,17 @@
 
 #include <algorithm>
 #include <chrono>
-#include <thread>
 #include <utility>
+
+#include "transfer/cuda/pauses.h"
 
 namespace moonpool::transfer::cuda {
 
-namespace {
-
-constexpr std::chrono::microseconds kSpin{200};
-constexpr std::chrono::microseconds kLookAgain{50};
-
-}  // namespace
-
-// The driver's own waits cannot be ended, and a blocked thread would hold its context: short looks cost less than either.
 Status wait_for(Driver& driver, int device, Event event, Deadline deadline) {
-  const auto spin = Deadline::after(kSpin);
-  for (;;) {
+  for (Pauses pauses;; pauses.next()) {
     const auto reached = driver.done(device, event);
     if (!reached.ok()) return reached.status();
     if (*reached) break;
-    if (spin.expired()) {
-      std::this_thread::sleep_for(kLookAgain);
-    } else {
-      std::this_thread::yield();
-    }
   }
   if (!deadline.expired()) return {};
   return {ErrorCode::kRpcTimeout, "device " + std::to_string(device) + " did not get to it in time"};
