@@ -2,16 +2,13 @@
 //
 // The driver's own waits cannot be ended, and a blocked thread would hold its context. So waits look again and again: without a pause at
 // first (a block of 2 MiB takes 40 us), then with ever longer ones, in proportion to how long it has been, so that 1/64 of it is lost at
-// most. Each look takes a lock of the driver's that queueing work needs as well, so where many wait, they look the more seldom, and none
-// without a pause. While they sleep, the thread's timers are exact to a microsecond; by default Linux lets them be 50 late (prctl(2),
-// PR_SET_TIMERSLACK).
-// Threads: one each; they count each other.
+// most. While they sleep, the thread's timers are exact to a microsecond; by default Linux lets them be 50 late (prctl(2), PR_SET_TIMERSLACK).
+// Threads: one.
 #pragma once
 
 #include <sys/prctl.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <thread>
 
@@ -21,37 +18,32 @@ namespace moonpool::transfer::cuda {
 
 class Pauses {
  public:
-  Pauses() { waiting_.fetch_add(1, std::memory_order_relaxed); }
+  Pauses() = default;
   Pauses(const Pauses&) = delete;
   Pauses& operator=(const Pauses&) = delete;
   ~Pauses() {
-    waiting_.fetch_sub(1, std::memory_order_relaxed);
     if (slack_ > 0) ::prctl(PR_SET_TIMERSLACK, static_cast<unsigned long>(slack_), 0UL, 0UL, 0UL);
   }
 
   void next() {
     const auto waited = Deadline::Clock::now() - begin_;
-    const int waiting = waiting_.load(std::memory_order_relaxed);
-    if (waited < kSpin && waiting <= kFew) {
+    if (waited < kSpin) {
       std::this_thread::yield();
       return;
     }
     if (slack_ == 0) be_exact();
-    std::this_thread::sleep_for(std::clamp<std::chrono::nanoseconds>(waited / 64, waiting * kShortest, kLongest));
+    std::this_thread::sleep_for(std::clamp<std::chrono::nanoseconds>(waited / 64, kShortest, kLongest));
   }
 
  private:
   static constexpr std::chrono::microseconds kSpin{150};
-  static constexpr int kFew = 2;
-  static constexpr std::chrono::nanoseconds kShortest{5'000};  // for each of those that wait
+  static constexpr std::chrono::nanoseconds kShortest{10'000};
   static constexpr std::chrono::nanoseconds kLongest{1'000'000};
 
   void be_exact() {
     slack_ = ::prctl(PR_GET_TIMERSLACK, 0UL, 0UL, 0UL, 0UL);
     if (slack_ > 0) ::prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
   }
-
-  static inline std::atomic<int> waiting_{0};  // in this process
 
   const Deadline::Clock::time_point begin_ = Deadline::Clock::now();
   int slack_ = 0;  // the thread's own, in nanoseconds, while it is changed
