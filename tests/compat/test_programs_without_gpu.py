@@ -23,7 +23,7 @@ def link_line(path: str, shape: str, operation: str, side: str, **record: float)
     return {"path": path, "shape": shape, "operation": operation, "side": side, "unit": "GB/s", "record": record}
 
 
-# What bench/cuda_link.cpp says, shortened; ctest runs the program itself (cuda_link_runs).
+# What bench/cuda_link.cpp says, shortened; ctest runs the program itself (cuda_link).
 LINK_LINES: list[dict[str, Any]] = [
     {"device": "a GPU", "multiprocessors": 132},
     link_line("link", "whole buffer", "put", "one copy", rate=50.0, sms=0, checksums=0),
