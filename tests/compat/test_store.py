@@ -279,6 +279,28 @@ def test_wrong_types_raise_type_error_and_the_store_goes_on(store, call) -> None
     assert store.put("k", b"x") == 0
 
 
+@pytest.mark.parametrize("bad", ["text", 7, None, [1.5], [-1], [1 << 64], [[1]]])
+def test_a_bad_row_of_pieces_is_named_and_nothing_is_stored(store, bad: object) -> None:
+    source = numpy.frombuffer(os.urandom(16), dtype=numpy.uint8)
+    good, keys = [address(source)], ["a", "b", "c"]
+    with pytest.raises(TypeError, match=r"all_buffer_ptrs\[1\]"):
+        store.batch_put_from_multi_buffers(keys, [good, bad, good], [[16]] * 3)
+    with pytest.raises(TypeError, match=r"all_sizes\[2\]"):
+        store.batch_get_into_multi_buffers(keys, [good] * 3, [[16], [16], bad])
+    with pytest.raises(TypeError):
+        store.batch_put_from_multi_buffers(keys, "abc", [[16]] * 3)
+    assert store.batch_is_exist(keys) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("number", [0, 1, (1 << 30) - 1, 1 << 30, (1 << 60) - 1, 1 << 60, (1 << 64) - 1])
+def test_numbers_of_every_length_are_read_rightly(store, number: int) -> None:
+    # Nothing is touched: a size that differs from the object's is refused.
+    assert store.put("k", b"x" * 16) == 0
+    source = numpy.frombuffer(os.urandom(16), dtype=numpy.uint8)
+    assert store.batch_get_into_multi_buffers(["k"], [[address(source)]], [[number]]) == [INVALID]
+    assert store.batch_get_into_multi_buffers(["k"], [[address(source)]], [[16]]) == [16]
+
+
 def test_integers_of_numpy_and_tuples_are_fine(store) -> None:
     source = numpy.frombuffer(os.urandom(10), dtype=numpy.uint8)
     assert store.batch_put_from(("a",), numpy.array([address(source)], dtype=numpy.uint64), (numpy.int32(10),)) == [0]
