@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,10 +22,16 @@ START_SECONDS = 15 * int(os.environ.get("MOONPOOL_TEST_SLOWNESS", "1"))
 MIB = 1 << 20
 
 
+# Below the kernel's ephemeral range, so that no outgoing connection takes a port between its choice and its use, and below the tooling's.
+PORTS = range(10000, 20000)
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    for port in random.SystemRandom().sample(PORTS, 1000):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"1000 of the ports from {PORTS.start} to {PORTS.stop} are all taken")
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
