@@ -289,10 +289,11 @@ TEST_F(CopierStagingTest, LaunchesThatFindNoBufferGoWithout) {
 
 TEST_F(CopierStagingTest, StagedLaunchesMayHaveAllMultiprocessorsHoweverManyThereAre) {
   start({}, all_staged());
-  const auto moved = batch(0, {2 * kMiB});
+  std::deque<Batch> batches;  // each to memory of its own
+  for (int i = 0; i < 3; ++i) batches.push_back(batch(0, {2 * kMiB}));
   std::vector<std::unique_ptr<Copier::Ticket>> tickets;
   driver_->hold_streams();
-  for (int i = 0; i < 3; ++i) {
+  for (const auto& moved : batches) {
     auto ticket = copier_->submit(Direction::kGather, moved.jobs, Stream::kLegacyDefault);
     ASSERT_TRUE(ticket.ok()) << ticket.status().to_string();
     tickets.push_back(std::move(ticket).value());
