@@ -74,10 +74,8 @@ class Copier::Impl {
   Status wait(Work& work, std::optional<Deadline> deadline) {
     if (work.ended) return work.status;
     host_waits_.fetch_add(1, std::memory_order_relaxed);
-    bool late = false;
-    // The clock before the work: what is released after the deadline and ends within a pause is late too.
-    for (Pauses pauses; !look(work); late = late || (deadline && deadline->expired())) pauses.next();
-    if (!work.status.ok() || !late) return work.status;
+    for (Pauses pauses; !look(work);) pauses.next();
+    if (!work.status.ok() || !deadline || !deadline->expired()) return work.status;
     return {ErrorCode::kRpcTimeout,
             "the copy of device memory ended after its deadline: the GPU, or the stream that it had to wait for, is busy"};
   }
