@@ -2,7 +2,7 @@
 
 #include "base/logging.h"
 #include "python/bindings/gil.h"
-#include "transfer/cuda/driver.h"
+#include "transfer/cuda/driver/driver.h"
 
 namespace moonpool::python {
 

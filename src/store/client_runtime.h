@@ -26,7 +26,7 @@
 #include "store/put_path.h"
 #include "store/standing.h"
 #include "store/view_path.h"
-#include "transfer/cuda/device_paths.h"
+#include "transfer/cuda/paths/device_paths.h"
 #include "transfer/owner.h"
 #include "transfer/path_selector.h"
 #include "transfer/rdma/node.h"

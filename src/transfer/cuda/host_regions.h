@@ -16,7 +16,7 @@
 #include <string>
 
 #include "base/deadline.h"
-#include "transfer/cuda/driver.h"
+#include "transfer/cuda/driver/driver.h"
 #include "transfer/transport.h"
 
 namespace moonpool::transfer::cuda {

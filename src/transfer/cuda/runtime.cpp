@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "base/logging.h"
-#include "transfer/cuda/loaded_driver.h"
+#include "transfer/cuda/driver/loaded_driver.h"
 
 namespace moonpool::transfer::cuda {
 

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "base/result.h"
-#include "transfer/cuda/copier.h"
-#include "transfer/cuda/driver.h"
+#include "transfer/cuda/copier/copier.h"
+#include "transfer/cuda/driver/driver.h"
 #include "transfer/cuda/host_regions.h"
 #include "transfer/cuda/settings.h"
 #include "transfer/cuda/staging.h"

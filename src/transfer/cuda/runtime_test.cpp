@@ -8,8 +8,8 @@
 #include <thread>
 #include <vector>
 
-#include "transfer/cuda/fake_driver.h"
-#include "transfer/cuda/loaded_driver.h"
+#include "transfer/cuda/fake/fake_driver.h"
+#include "transfer/cuda/driver/loaded_driver.h"
 
 namespace moonpool::transfer::cuda {
 namespace {

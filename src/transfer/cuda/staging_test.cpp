@@ -11,7 +11,7 @@
 
 #include "base/sync_point.h"
 #include "tests/support/test_support.h"
-#include "transfer/cuda/fake_driver.h"
+#include "transfer/cuda/fake/fake_driver.h"
 
 namespace moonpool::transfer::cuda {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "base/sync_point.h"
 #include "transfer/checksum.h"
-#include "transfer/cuda/served_moves.h"
+#include "transfer/cuda/engine/served_moves.h"
 
 namespace moonpool::transfer {
 

@@ -8,7 +8,7 @@
 
 #include <functional>
 
-#include "transfer/cuda/driver.h"
+#include "transfer/cuda/driver/driver.h"
 
 namespace moonpool::transfer::cuda {
 
