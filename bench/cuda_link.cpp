@@ -27,8 +27,8 @@
 #include "transfer/checksum.h"
 #include "transfer/cuda/copier/copier.h"
 #include "transfer/cuda/driver/driver.h"
-#include "transfer/cuda/host_regions.h"
 #include "transfer/cuda/driver/loaded_driver.h"
+#include "transfer/cuda/host_regions.h"
 #include "transfer/shm/shared_memory.h"
 #ifdef MOONPOOL_FAKE_CUDA
 #include "transfer/cuda/fake/fake_driver.h"

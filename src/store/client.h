@@ -9,8 +9,8 @@
 //
 // Results per key: 0 or a negative ErrorCode number as Python callers expect; sizes for gets. Every batch call returns one entry per key,
 // duplicates included. Threads: all methods from any thread; close() waits for calls in flight. Lifetime: registered buffers must outlive
-// their use. Pieces of puts and gets may be in the memory of CUDA devices (transfer/cuda/paths/device_paths.h); work on the legacy default stream
-// that was queued before the call has ended before they are touched.
+// their use. Pieces of puts and gets may be in the memory of CUDA devices (transfer/cuda/paths/device_paths.h); work on the legacy default
+// stream that was queued before the call has ended before they are touched.
 #pragma once
 
 #include <chrono>

@@ -16,9 +16,9 @@
 #include "base/deadline.h"
 #include "transfer/checksum.h"
 #include "transfer/cuda/copier/copier.h"
+#include "transfer/cuda/driver/loaded_driver.h"
 #include "transfer/cuda/fake/fake_driver.h"
 #include "transfer/cuda/host_regions.h"
-#include "transfer/cuda/driver/loaded_driver.h"
 
 namespace moonpool::transfer::cuda {
 namespace {

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "transfer/cuda/paths/device_paths.h"
 #include "transfer/cuda/fake/fake_driver.h"
+#include "transfer/cuda/paths/device_paths.h"
 #include "transfer/cuda/runtime.h"
 #include "transfer/transport.h"
 

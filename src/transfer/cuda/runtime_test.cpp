@@ -8,8 +8,8 @@
 #include <thread>
 #include <vector>
 
-#include "transfer/cuda/fake/fake_driver.h"
 #include "transfer/cuda/driver/loaded_driver.h"
+#include "transfer/cuda/fake/fake_driver.h"
 
 namespace moonpool::transfer::cuda {
 namespace {
@@ -260,9 +260,9 @@ TEST_F(SettingsTest, BadOnesAreSaidAndTheDefaultIsTaken) {
   EXPECT_TRUE(with("MOONPOOL_CUDA_CHECKSUMS", "maybe").checksums);
   EXPECT_TRUE(with("MOONPOOL_CUDA_STAGE", "1").after_default_stream);
   const std::string said = ::testing::internal::GetCapturedStderr();
-  for (const auto* part : {"MOONPOOL_CUDA_SMS='many'", "from 1 to 1024", "MOONPOOL_CUDA_STAGING='4KB'", "such as 64MB",
-                           "MOONPOOL_CUDA_DEVICE_STAGING='none'", "0, or a size such as 160MB", "MOONPOOL_CUDA_CHECKSUMS='maybe'",
-                           "MOONPOOL_CUDA_STAGE: there is no such setting"}) {
+  for (const auto* part :
+       {"MOONPOOL_CUDA_SMS='many'", "from 1 to 1024", "MOONPOOL_CUDA_STAGING='4KB'", "such as 64MB", "MOONPOOL_CUDA_DEVICE_STAGING='none'",
+        "0, or a size such as 160MB", "MOONPOOL_CUDA_CHECKSUMS='maybe'", "MOONPOOL_CUDA_STAGE: there is no such setting"}) {
     EXPECT_THAT(said, HasSubstr(part));
   }
 }

@@ -84,11 +84,11 @@ class MemoryMap::Impl {
  public:
   explicit Impl(std::shared_ptr<Devices> devices) : devices_(std::move(devices)), warned_(devices_->size()) {}
 
-  Status add_local(MutableBytes memory);
+  Status add_local(MutableBytes memory, const DmaBuf* device);
   Status remove_local(const void* address, Deadline deadline);
   std::shared_ptr<const RegisteredRange> local(ConstBytes piece) const;
 
-  Status serve(const Incarnation& incarnation, MutableBytes memory);
+  Status serve(const Incarnation& incarnation, MutableBytes memory, const DmaBuf* device);
   void revoke(const Incarnation& incarnation);
   void revoke(const Incarnation& incarnation, const void* address);
   std::vector<ServedRange> served(const Incarnation& incarnation) const;
@@ -106,7 +106,7 @@ class MemoryMap::Impl {
   using LocalTable = std::map<std::uint64_t, Entry<LocalRange>>;
   using ServedTable = std::map<std::uint64_t, Entry<Served>>;
 
-  Result<std::unique_ptr<RegisteredRange>> register_everywhere(MutableBytes memory, Access access);
+  Result<std::unique_ptr<RegisteredRange>> register_everywhere(MutableBytes memory, const DmaBuf* device, Access access);
   void warn_once(std::size_t nic, const MutableBytes& memory, const Status& why);
 
   const std::shared_ptr<Devices> devices_;
@@ -137,7 +137,7 @@ void MemoryMap::Impl::warn_once(std::size_t nic, const MutableBytes& memory, con
   }
 }
 
-Result<std::unique_ptr<RegisteredRange>> MemoryMap::Impl::register_everywhere(MutableBytes memory, Access access) {
+Result<std::unique_ptr<RegisteredRange>> MemoryMap::Impl::register_everywhere(MutableBytes memory, const DmaBuf* device, Access access) {
   const std::size_t count = devices_->size();
   if (count == 0) return Status(ErrorCode::kUnavailable, "cannot register " + text_of(memory) + ": this process has no RDMA device");
   std::vector<Result<std::unique_ptr<Registration>>> results;
@@ -145,7 +145,10 @@ Result<std::unique_ptr<RegisteredRange>> MemoryMap::Impl::register_everywhere(Mu
   std::vector<std::function<void()>> jobs;
   for (std::size_t i = 0; i < count; ++i) {
     results.emplace_back(std::unique_ptr<Registration>());
-    jobs.emplace_back([&, i] { results[i] = (*devices_)[i].register_memory(memory, access); });
+    jobs.emplace_back([&, i] {
+      Nic& nic = (*devices_)[i];
+      results[i] = device == nullptr ? nic.register_memory(memory, access) : nic.register_dma_buf(memory, *device, access);
+    });
   }
   if (memory.size() >= kRegisterTogether) {
     run_together(jobs);
@@ -167,13 +170,13 @@ Result<std::unique_ptr<RegisteredRange>> MemoryMap::Impl::register_everywhere(Mu
     if (!results[i].ok()) warn_once(i, memory, results[i].status());
     range->by_nic.push_back(results[i].ok() ? std::move(results[i]).value() : nullptr);
   }
-  range->numa_node = numa_node_of(memory);  // now that all pages are there
+  range->numa_node = device == nullptr ? numa_node_of(memory) : device->numa_node;  // now that all pages are there
   return range;
 }
 
 // ---------------------------------------------------------------- local memory
 
-Status MemoryMap::Impl::add_local(MutableBytes memory) {
+Status MemoryMap::Impl::add_local(MutableBytes memory, const DmaBuf* device) {
   MOONPOOL_RETURN_IF_ERROR(check_range(memory));
   const std::uint64_t address = address_of(memory.data());
   {
@@ -183,7 +186,7 @@ Status MemoryMap::Impl::add_local(MutableBytes memory) {
     }
     local_.emplace(address, Entry<LocalRange>{memory.size(), {}});
   }
-  auto registered = register_everywhere(memory, Access::kLocal);
+  auto registered = register_everywhere(memory, device, Access::kLocal);
   const std::scoped_lock lock(mutex_);
   if (!registered.ok()) {
     local_.erase(address);
@@ -233,7 +236,7 @@ std::shared_ptr<const RegisteredRange> MemoryMap::Impl::local(ConstBytes piece) 
 
 // ---------------------------------------------------------------- served memory
 
-Status MemoryMap::Impl::serve(const Incarnation& incarnation, MutableBytes memory) {
+Status MemoryMap::Impl::serve(const Incarnation& incarnation, MutableBytes memory, const DmaBuf* device) {
   MOONPOOL_RETURN_IF_ERROR(check_range(memory));
   const std::uint64_t address = address_of(memory.data());
   std::uint64_t reservation = 0;
@@ -247,7 +250,7 @@ Status MemoryMap::Impl::serve(const Incarnation& incarnation, MutableBytes memor
     table.emplace(address, Entry<Served>{memory.size(), {nullptr, reservation}});
   }
   MOONPOOL_SYNC_POINT("memory_map.serve.reserved");
-  auto registered = register_everywhere(memory, Access::kServed);
+  auto registered = register_everywhere(memory, device, Access::kServed);
   const std::scoped_lock lock(mutex_);
   const auto table = served_.find(incarnation);
   const auto found = table == served_.end() ? ServedTable::iterator() : table->second.find(address);
@@ -309,11 +312,13 @@ std::vector<ServedRange> MemoryMap::Impl::served(const Incarnation& incarnation)
 MemoryMap::MemoryMap(std::shared_ptr<Devices> devices) : devices_(std::move(devices)), impl_(std::make_unique<Impl>(devices_)) {}
 MemoryMap::~MemoryMap() = default;
 
-Status MemoryMap::add_local(MutableBytes memory) { return impl_->add_local(memory); }
+Status MemoryMap::add_local(MutableBytes memory, const DmaBuf* device) { return impl_->add_local(memory, device); }
 Status MemoryMap::remove_local(const void* address, Deadline deadline) { return impl_->remove_local(address, deadline); }
 std::shared_ptr<const RegisteredRange> MemoryMap::local(ConstBytes piece) const { return impl_->local(piece); }
 
-Status MemoryMap::serve(const Incarnation& incarnation, MutableBytes memory) { return impl_->serve(incarnation, memory); }
+Status MemoryMap::serve(const Incarnation& incarnation, MutableBytes memory, const DmaBuf* device) {
+  return impl_->serve(incarnation, memory, device);
+}
 void MemoryMap::revoke(const Incarnation& incarnation) { impl_->revoke(incarnation); }
 void MemoryMap::revoke(const Incarnation& incarnation, const void* address) { impl_->revoke(incarnation, address); }
 std::vector<ServedRange> MemoryMap::served(const Incarnation& incarnation) const { return impl_->served(incarnation); }

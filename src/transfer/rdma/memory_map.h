@@ -6,6 +6,8 @@
 // old one are dead. Registering pins all pages: it costs about 0.15 s per GiB, once. A range that cannot be registered (memlock) is an
 // error that names the limit; callers then stage local memory, and serve theirs by TCP.
 //
+// Either may be memory of a device (a GPU's), given by its dma-buf: the NICs reach it, this process does not, so it is never staged.
+//
 // Threads: any. A lookup takes a shared lock and no allocation. Leases keep registrations alive while work requests use them, so remove()
 // waits for these; revoke() does not wait: it is the fence, and peers' work fails from then on.
 #pragma once
@@ -27,7 +29,7 @@ namespace moonpool::transfer::rdma {
 struct RegisteredRange {
   MutableBytes memory;
   std::vector<std::unique_ptr<Registration>> by_nic;  // by index in Devices; empty pointers where it failed
-  std::int32_t numa_node = -1;                        // where most of its pages are; -1: unknown
+  std::int32_t numa_node = -1;                        // where most of its pages are, or the device; -1: unknown
 };
 
 struct ServedRange {
@@ -41,15 +43,16 @@ class MemoryMap {
   explicit MemoryMap(std::shared_ptr<Devices> devices);
   ~MemoryMap();
 
-  // Local memory, in the user's own ranges (register_buffer). kUnavailable with limit and remedy; kSegmentAlreadyExists for an overlap.
-  Status add_local(MutableBytes memory);
+  // Local memory, in the user's own ranges (register_buffer). kUnavailable with limit and remedy; kSegmentAlreadyExists for an overlap;
+  // kNotSupported where no NIC can reach a device's memory.
+  Status add_local(MutableBytes memory, const DmaBuf* device = nullptr);
   // Waits for work requests that use it. kInvalidParams when no range begins there; kRpcTimeout.
   Status remove_local(const void* address, Deadline deadline);
   // The range that holds all of `piece`; null when the user has not registered it. The pointer keeps the registration.
   [[nodiscard]] std::shared_ptr<const RegisteredRange> local(ConstBytes piece) const;
 
   // Served memory. Several ranges of one incarnation are allowed (the transfer engine's buffers).
-  Status serve(const Incarnation& incarnation, MutableBytes memory);
+  Status serve(const Incarnation& incarnation, MutableBytes memory, const DmaBuf* device = nullptr);
   // The keys are dead when it returns. Unknown ones are ignored.
   void revoke(const Incarnation& incarnation);
   void revoke(const Incarnation& incarnation, const void* address);

@@ -45,6 +45,10 @@ class MemoryNic : public Nic {
     static std::atomic<std::uint32_t> next{1};
     return std::unique_ptr<Registration>(new Held(registered, next++, access));
   }
+  Result<std::unique_ptr<Registration>> register_dma_buf(MutableBytes memory, const DmaBuf&, Access access) override {
+    if (!takes_dma_bufs) return Status(ErrorCode::kNotSupported, info_.name + " takes no dma-buf");
+    return register_memory(memory, access);
+  }
   Result<std::unique_ptr<QueuePair>> make_queue_pair(const QueuePairOptions&) override { return Status(ErrorCode::kNotSupported, "none"); }
   [[nodiscard]] std::vector<Gid> gids() const override { return {}; }
   void set_up(bool up) {
@@ -53,6 +57,7 @@ class MemoryNic : public Nic {
   }
 
   std::atomic<bool> refuse{false};
+  std::atomic<bool> takes_dma_bufs{true};
   std::shared_ptr<Registered> registered = std::make_shared<Registered>();
 
  private:
@@ -203,6 +208,19 @@ TEST_F(MemoryMapTest, WhenAllNicsRefuseTheErrorHasEachReasonAndNothingIsLeftBehi
   for (auto* nic : nics_) nic->refuse = false;
   EXPECT_TRUE(map_->add_local(part(0, 4096)).ok());
   EXPECT_TRUE(map_->serve(incarnation, part(0, 4096)).ok());
+}
+
+TEST_F(MemoryMapTest, MemoryOfADeviceIsThatOfTheNicsThatReachIt) {
+  nics_[1]->takes_dma_bufs = false;
+  const DmaBuf buffer{.file = 0, .offset = 0, .numa_node = 3};
+  ASSERT_TRUE(map_->add_local(part(0, 4096), &buffer).ok());
+  const auto range = map_->local(part(0, 1));
+  ASSERT_NE(range, nullptr);
+  EXPECT_NE(range->by_nic[0], nullptr);
+  EXPECT_EQ(range->by_nic[1], nullptr);
+  EXPECT_EQ(range->numa_node, 3);
+  for (auto* const nic : nics_) nic->takes_dma_bufs = false;
+  EXPECT_EQ(map_->serve(Incarnation::generate(), part(0, 4096), &buffer).code(), ErrorCode::kNotSupported);
 }
 
 TEST_F(MemoryMapTest, WithoutADeviceNothingCanBeRegistered) {

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "transfer/dma_buf.h"
 #include "transfer/transport.h"
 
 namespace moonpool::transfer::rdma {
@@ -164,6 +165,9 @@ class Nic {
   virtual void watch(std::function<void()> changed) = 0;
   // Pins the pages. kUnavailable naming the limit (memlock), the size and the remedy when it is refused.
   [[nodiscard]] virtual Result<std::unique_ptr<Registration>> register_memory(MutableBytes memory, Access access) = 0;
+  // A device's memory. kNotSupported with the reason when the NIC, its driver or the kernel cannot reach that device; else as above.
+  [[nodiscard]] virtual Result<std::unique_ptr<Registration>> register_dma_buf(MutableBytes memory, const DmaBuf& buffer,
+                                                                               Access access) = 0;
   [[nodiscard]] virtual Result<std::unique_ptr<QueuePair>> make_queue_pair(const QueuePairOptions& options) = 0;
   // As the port's table is now (an interface may have got another address since).
   [[nodiscard]] virtual std::vector<Gid> gids() const = 0;

@@ -1,12 +1,17 @@
 // What every Nic has to do (nic.h): here what it moves, completes and reports, in nic_fencing_test.cpp how work and connections end. To add
 // one: write a Rig for it (nic_rigs_for_test.h).
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <vector>
 
+#include "net/unique_fd.h"
 #include "transfer/rdma/nic_conformance_for_test.h"
 
 namespace moonpool::transfer::rdma {
@@ -167,6 +172,73 @@ TEST_P(NicConformanceTest, ACompletionWakesASleeper) {
     ASSERT_EQ(got, 1U);
     EXPECT_EQ(completion.outcome, Outcome::kDone) << completion.reason;
   }
+}
+
+// Addresses without access, and the bytes behind them in a file: as a GPU's memory is to its host.
+class DeviceOfPages {
+ public:
+  DeviceOfPages() : file_(::memfd_create("nic_conformance", MFD_CLOEXEC)) {
+    EXPECT_EQ(::ftruncate(file_.get(), kSize), 0);
+    addresses_ = ::mmap(nullptr, kSize, PROT_NONE, MAP_SHARED, file_.get(), 0);
+    bytes_ = ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_SHARED, file_.get(), 0);
+    EXPECT_TRUE(addresses_ != MAP_FAILED && bytes_ != MAP_FAILED);
+  }
+  ~DeviceOfPages() {
+    ::munmap(addresses_, kSize);
+    ::munmap(bytes_, kSize);
+  }
+  DeviceOfPages(const DeviceOfPages&) = delete;
+  DeviceOfPages& operator=(const DeviceOfPages&) = delete;
+
+  [[nodiscard]] MutableBytes part(std::size_t offset, std::size_t length) const {
+    return {static_cast<std::byte*>(addresses_) + offset, length};
+  }
+  [[nodiscard]] std::byte* bytes(std::size_t offset) const { return static_cast<std::byte*>(bytes_) + offset; }
+  [[nodiscard]] DmaBuf buffer(std::size_t offset) const { return {.file = file_.get(), .offset = offset}; }
+
+ private:
+  net::UniqueFd file_;
+  void* addresses_ = nullptr;
+  void* bytes_ = nullptr;
+};
+
+TEST_P(NicConformanceTest, MemoryOfADeviceIsReadAndWrittenOrRefusedWithTheReason) {
+  constexpr std::size_t kOffset = 5'000;  // within a page
+  constexpr std::size_t kLength = 300'000;
+  const DeviceOfPages mine, theirs;
+  auto local = rig_->user().register_dma_buf(mine.part(kOffset, kLength), mine.buffer(kOffset), Access::kLocal);
+  auto served = rig_->owner().register_dma_buf(theirs.part(kOffset, kLength), theirs.buffer(kOffset), Access::kServed);
+  if (!rig_->takes_dma_bufs()) {
+    for (const auto* const made : {&local, &served}) {
+      EXPECT_TRUE(made->code() == ErrorCode::kNotSupported || made->code() == ErrorCode::kUnavailable) << made->status().to_string();
+      EXPECT_THAT(made->status().message(), ::testing::HasSubstr("cannot register"));
+    }
+    return;
+  }
+  ASSERT_TRUE(local.ok() && served.ok()) << local.status().to_string() << served.status().to_string();
+  std::copy_n(local_.begin(), kLength, mine.bytes(kOffset));
+  const Pair pair = this->pair();
+  ASSERT_TRUE(pair.user);
+  const auto address_of = [](const MutableBytes& memory) { return reinterpret_cast<std::uint64_t>(memory.data()); };
+  const WorkRequest::Piece first{address_of(mine.part(kOffset, kLength)), kLength, (*local)->local_key()};
+  WorkRequest to_device = write(1, 0, {&first, 1});
+  to_device.remote_address = address_of(theirs.part(kOffset, kLength));
+  to_device.remote_key = (*served)->remote_key();
+  WorkRequest::Piece back = first;
+  back.length = 1'000;
+  WorkRequest from_device = to_device;
+  from_device.id = 2;
+  from_device.operation = WorkRequest::Operation::kRead;
+  from_device.remote_address += 7'000;
+  from_device.pieces = {&back, 1};
+  for (const auto& request : {to_device, from_device}) {
+    ASSERT_TRUE(pair.user->post({&request, 1}).ok());
+    const Completion completion = completions(*pair.user, 1)[0];
+    EXPECT_EQ(completion.outcome, Outcome::kDone) << completion.reason;
+  }
+  EXPECT_TRUE(std::equal(local_.begin(), local_.begin() + kLength, theirs.bytes(kOffset)));
+  EXPECT_TRUE(std::equal(local_.begin() + 7'000, local_.begin() + 8'000, mine.bytes(kOffset)));
+  EXPECT_TRUE(std::equal(local_.begin() + 1'000, local_.begin() + kLength, mine.bytes(kOffset + 1'000)));
 }
 
 TEST_P(NicConformanceTest, ManyQueuePairsWorkAtOnce) {

@@ -21,6 +21,8 @@ class Rig {
   virtual bool refusal_is_told() { return !user().info().iwarp; }
   // Whether queue pairs are connected through rdma_cm although these NICs can do without.
   virtual bool connection_manager() const { return false; }
+  // Whether its NICs reach the memory of devices, of which a file in memory is one.
+  virtual bool takes_dma_bufs() const { return false; }
   // The cable of the owner's NIC.
   virtual bool can_cut() const { return false; }
   virtual void cut() {}

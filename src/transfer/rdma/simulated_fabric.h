@@ -79,6 +79,7 @@ struct NicState {
   std::uint64_t bytes_until_death = kNever;
   bool refuses_registrations = false;
   bool refuses_queue_pairs = false;
+  bool takes_dma_bufs = true;
   struct Hold {
     std::uint64_t requests_left = 0;  // before the one that is held
     std::uint64_t bytes = 0;
@@ -92,11 +93,13 @@ struct RegisteredPart {
   NicState* nic = nullptr;
   MutableBytes memory;
   Access access = Access::kLocal;
+  std::byte* bytes = nullptr;  // where they are to be found in this process: `memory` itself, unless it is a device's
 
   [[nodiscard]] bool holds(std::uint64_t address, std::uint64_t length) const {
     const auto begin = reinterpret_cast<std::uint64_t>(memory.data());
     return address >= begin && length <= memory.size() && address - begin <= memory.size() - length;
   }
+  [[nodiscard]] std::byte* at(std::uint64_t address) const { return bytes + (address - reinterpret_cast<std::uint64_t>(memory.data())); }
 };
 
 }  // namespace simulated

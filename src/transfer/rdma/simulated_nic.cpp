@@ -1,6 +1,11 @@
 #include "transfer/rdma/simulated_nic.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -17,19 +22,45 @@ using simulated::NicState;
 using simulated::RegisteredPart;
 using State = SimulatedFabric::State;
 
+// A device's memory, mapped from its dma-buf.
+class MappedBuffer {
+ public:
+  MappedBuffer() = default;
+  MappedBuffer(const DmaBuf& buffer, std::uint64_t length) {
+    const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    const auto begin = static_cast<std::uint64_t>(::lseek(buffer.file, 0, SEEK_CUR)) + buffer.offset;
+    lead_ = begin % page;
+    size_ = length + lead_;
+    void* const mapped = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_SHARED, buffer.file, static_cast<off_t>(begin - lead_));
+    if (mapped != MAP_FAILED) memory_ = static_cast<std::byte*>(mapped);
+  }
+  MappedBuffer(MappedBuffer&& other) noexcept : memory_(std::exchange(other.memory_, nullptr)), size_(other.size_), lead_(other.lead_) {}
+  MappedBuffer& operator=(MappedBuffer&&) = delete;
+  ~MappedBuffer() {
+    if (memory_ != nullptr) ::munmap(memory_, size_);
+  }
+  [[nodiscard]] std::byte* bytes() const { return memory_ == nullptr ? nullptr : memory_ + lead_; }
+
+ private:
+  std::byte* memory_ = nullptr;
+  std::uint64_t size_ = 0;
+  std::uint64_t lead_ = 0;  // before the range, in its first page
+};
+
 class SimulatedRegistration final : public Registration {
  public:
-  SimulatedRegistration(std::shared_ptr<State> state, NicState& nic, MutableBytes memory, Access access)
-      : state_(std::move(state)), nic_(nic) {
+  SimulatedRegistration(std::shared_ptr<State> state, NicState& nic, MutableBytes memory, Access access, MappedBuffer mapped = {})
+      : state_(std::move(state)), nic_(nic), mapped_(std::move(mapped)) {
     const std::lock_guard lock(state_->mutex);
     // Never zero, and never the same number for both.
     local_key_ = (state_->next_key += 0x101) | 1U;
     remote_key_ = ~local_key_;
-    const RegisteredPart part{&nic, memory, access};
+    const RegisteredPart part{&nic, memory, access, mapped_.bytes() == nullptr ? memory.data() : mapped_.bytes()};
     state_->by_local_key.insert_or_assign(local_key_, part);
     state_->by_remote_key.insert_or_assign(remote_key_, part);
     ++nic.counts.registrations;
     ++nic.counts.registered;
+    if (mapped_.bytes() != nullptr) ++nic.counts.dma_bufs;
   }
   ~SimulatedRegistration() override {
     const State::Alone alone(*state_);
@@ -37,6 +68,7 @@ class SimulatedRegistration final : public Registration {
     state_->by_local_key.erase(local_key_);
     state_->by_remote_key.erase(remote_key_);
     --nic_.counts.registered;
+    if (mapped_.bytes() != nullptr) --nic_.counts.dma_bufs;
   }
   [[nodiscard]] std::uint32_t local_key() const override { return local_key_; }
   [[nodiscard]] std::uint32_t remote_key() const override { return remote_key_; }
@@ -44,6 +76,7 @@ class SimulatedRegistration final : public Registration {
  private:
   std::shared_ptr<State> state_;
   NicState& nic_;
+  const MappedBuffer mapped_;
   std::uint32_t local_key_ = 0;
   std::uint32_t remote_key_ = 0;
 };
@@ -58,14 +91,20 @@ class SimulatedNic final : public Nic {
   [[nodiscard]] std::vector<Gid> gids() const override { return nic_.info.gids; }
 
   [[nodiscard]] Result<std::unique_ptr<Registration>> register_memory(MutableBytes memory, Access access) override {
-    {
-      const std::lock_guard lock(state_->mutex);
-      if (nic_.refuses_registrations) {
-        return Status(ErrorCode::kUnavailable, nic_.info.name + " cannot register " + std::to_string(memory.size()) +
-                                                   " bytes: the limit of locked memory (memlock) is reached; raise it (ulimit -l)");
-      }
-    }
+    MOONPOOL_RETURN_IF_ERROR(admit(memory));
     return std::unique_ptr<Registration>(std::make_unique<SimulatedRegistration>(state_, nic_, memory, access));
+  }
+
+  [[nodiscard]] Result<std::unique_ptr<Registration>> register_dma_buf(MutableBytes memory, const DmaBuf& buffer, Access access) override {
+    if (!nic_.takes_dma_bufs) {
+      return Status(ErrorCode::kNotSupported, nic_.info.name + " cannot register device memory: its driver takes no dma-buf");
+    }
+    MOONPOOL_RETURN_IF_ERROR(admit(memory));
+    MappedBuffer mapped(buffer, memory.size());
+    if (mapped.bytes() == nullptr) {
+      return Status(ErrorCode::kUnavailable, nic_.info.name + " cannot map the dma-buf: " + std::strerror(errno));
+    }
+    return std::unique_ptr<Registration>(std::make_unique<SimulatedRegistration>(state_, nic_, memory, access, std::move(mapped)));
   }
 
   [[nodiscard]] Result<std::unique_ptr<QueuePair>> make_queue_pair(const QueuePairOptions& options) override {
@@ -77,6 +116,13 @@ class SimulatedNic final : public Nic {
   }
 
  private:
+  [[nodiscard]] Status admit(MutableBytes memory) const {
+    const std::lock_guard lock(state_->mutex);
+    if (!nic_.refuses_registrations) return {};
+    return {ErrorCode::kUnavailable, nic_.info.name + " cannot register " + std::to_string(memory.size()) +
+                                         " bytes: the limit of locked memory (memlock) is reached; raise it (ulimit -l)"};
+  }
+
   const std::shared_ptr<State> state_;
   NicState& nic_;
 };
@@ -110,6 +156,7 @@ std::unique_ptr<Nic> SimulatedFabric::make_nic(const std::string& name, const Si
   gid.prefix_length = 120;
   info.gids.push_back(gid);
   state->network = settings.network;
+  state->takes_dma_bufs = settings.dma_buf;
   auto& place = state_->nics[name];
   if (place) state_->replaced.push_back(std::move(place));  // what was made of it may still be there
   place = std::move(state);

@@ -10,6 +10,9 @@
 // because checksums find it. ThreadSanitizer would call that a data race, so its builds do the copying unseen by it
 // (simulated_queue_pair.cpp).
 //
+// A dma-buf is any file that can be mapped (a fake GPU's, cuda/fake/), which begins at the file's position: the NIC maps it and works
+// there, so that the addresses of device memory are never touched.
+//
 // Threads: any. Ownership: the fabric's state lives as long as the fabric, a NIC or a queue pair; commands name NICs, whose names are
 // unique.
 #pragma once
@@ -32,6 +35,7 @@ struct SimulatedNicSettings {
   std::uint32_t max_pieces = 30;
   std::uint32_t max_read_pieces = 30;
   std::uint64_t max_message = std::uint64_t{1} << 30;
+  bool dma_buf = true;  // reaches the memory of devices
 };
 
 // Holds one work request in its midst until a test opens it.
@@ -51,6 +55,7 @@ class SimulatedFabric {
     std::uint64_t bytes = 0;          // moved by them, and by failed ones
     std::uint64_t registrations = 0;  // made so far
     std::uint64_t registered = 0;     // there are now
+    std::uint64_t dma_bufs = 0;       // of these, memory of devices
     std::uint64_t queue_pairs = 0;    // there are now
   };
 

@@ -284,6 +284,8 @@ class SimulatedQueuePair final : public QueuePair {
     const State::Step nothing_goes_away(*state_);
     Failure failure;
     SimulatedQueuePair* refusing = nullptr;
+    std::byte* here = nullptr;
+    std::byte* there = nullptr;
     {
       const std::lock_guard lock(state_->mutex);
       failure = path_failure();
@@ -298,11 +300,14 @@ class SimulatedQueuePair final : public QueuePair {
         if (remote == state_->by_remote_key.end() || remote->second.nic != &other.nic_ || remote->second.access != Access::kServed ||
             !remote->second.holds(request.remote_address, length)) {
           refusing = &other;
+        } else {
+          there = remote->second.at(request.remote_address + moved);
         }
         const auto local = state_->by_local_key.find(piece.local_key);
         const bool usable =
             local != state_->by_local_key.end() && local->second.nic == &nic_ && local->second.holds(piece.address, piece.length);
         if (!usable) return kBadLocalMemory;
+        here = local->second.at(piece.address + at);
       }
       if (refusing == nullptr) {
         if (other.nic_.bytes_until_death != kNever) {
@@ -322,8 +327,7 @@ class SimulatedQueuePair final : public QueuePair {
       refusing->break_off();  // as the responder's queue pair goes into its error state
       return failure;
     }
-    auto* const here = reinterpret_cast<std::byte*>(piece.address + at);               // NOLINT(performance-no-int-to-ptr)
-    auto* const there = reinterpret_cast<std::byte*>(request.remote_address + moved);  // NOLINT(performance-no-int-to-ptr)
+    if (step == 0) return failure;
     if (request.operation == WorkRequest::Operation::kRead) {
       copy_as_a_nic(here, there, step);
     } else {

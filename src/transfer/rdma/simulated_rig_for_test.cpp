@@ -11,6 +11,7 @@ class SimulatedRig final : public Rig {
       : user_(fabric_.make_nic("simulated_user", {.iwarp = iwarp})), owner_(fabric_.make_nic("simulated_owner", {.iwarp = iwarp})) {}
   Nic& user() override { return *user_; }
   Nic& owner() override { return *owner_; }
+  bool takes_dma_bufs() const override { return true; }
   bool can_cut() const override { return true; }
   void cut() override { fabric_.set_port("simulated_owner", false); }
   void stall() override { static_cast<void>(fabric_.hold("simulated_user", 1)); }

@@ -261,8 +261,9 @@ class Copier::Impl {
     return {};
   }
 
-  // What other launches of the direction have left of the bound, or a share of it that keeps the launch from waiting for them: they end soon,
-  // and together they keep the link busy. The kernel of a staged launch may have all: it runs for a quarter of the time that the copies take.
+  // What other launches of the direction have left of the bound, or a share of it that keeps the launch from waiting for them: they end
+  // soon, and together they keep the link busy. The kernel of a staged launch may have all: it runs for a quarter of the time that the
+  // copies take.
   void take_blocks(Direction direction, Launch& launch) {
     const std::uint32_t most = most_blocks(launch.device);
     auto& taken = device(launch.device).blocks_taken[static_cast<std::size_t>(direction)];

@@ -5,8 +5,8 @@
 // copies, at the link's full rate in both directions at once (device_staging.h); the kernel of a small one, or where the device has no
 // memory left, reaches the host's memory itself. How many multiprocessors a launch takes is bounded (settings.h): the first of a direction
 // and staged ones may have all of them, others that overlap what is left, or a quarter. Work is queued on streams of our own, a few per
-// device, after all that is queued on the stream that the caller names: by default the legacy default stream, on which PyTorch runs, so that
-// bytes that a kernel has yet to write are not read before.
+// device, after all that is queued on the stream that the caller names: by default the legacy default stream, on which PyTorch runs, so
+// that bytes that a kernel has yet to write are not read before.
 //
 // Without kernels in this build, or none for the device, each piece is one asynchronous copy and the host computes the checksums.
 //
@@ -64,9 +64,10 @@ class Copier {
   [[nodiscard]] Status wait(Ticket& ticket, Deadline deadline);
   // Without waiting. An error of the work is the answer once it has ended.
   [[nodiscard]] Result<bool> done(Ticket& ticket);
-  // Whether all checksums of a scatter of so many bytes are of what the device has moved, whoever writes the host's memory meanwhile. False:
-  // the host computes some from that memory before the device reads it (a last chunk of at most kLeastHashed bytes; all of them without
-  // kernels), so that it must not change. `device` is one of this process's. Without kernels, or before the first launch of one, it is false.
+  // Whether all checksums of a scatter of so many bytes are of what the device has moved, whoever writes the host's memory meanwhile.
+  // False: the host computes some from that memory before the device reads it (a last chunk of at most kLeastHashed bytes; all of them
+  // without kernels), so that it must not change. `device` is one of this process's. Without kernels, or before the first launch of one, it
+  // is false.
   [[nodiscard]] bool hashes_what_it_moves(int device, std::uint64_t length) const;
 
   // Counted since the start, for tests and status.

@@ -68,7 +68,8 @@ class CopierStagingTest : public CopierRig {
       if (!of.sums.empty()) {
         EXPECT_EQ(of.sums[i], checksums_of(expected)) << i;
       }
-      EXPECT_TRUE(std::all_of(end, static_cast<const std::byte*>(memory.data()), [](std::byte one) { return one == std::byte{0xEE}; })) << i;
+      EXPECT_TRUE(std::all_of(end, static_cast<const std::byte*>(memory.data()), [](std::byte one) { return one == std::byte{0xEE}; }))
+          << i;
       end = memory.data() + memory.size();
     }
   }
@@ -237,8 +238,8 @@ TEST_F(CopierStagingTest, ABufferWhoseWorkFailedIsNotUsedAgain) {
     bool late;
   };
   for (const auto direction : {Direction::kGather, Direction::kScatter}) {
-    for (const auto& fault : {Fault{"copy", 0, true}, Fault{"copy", 1, true}, Fault{"copy", 1, false}, Fault{"launch", 0, true},
-                              Fault{"launch", 0, false}}) {
+    for (const auto& fault :
+         {Fault{"copy", 0, true}, Fault{"copy", 1, true}, Fault{"copy", 1, false}, Fault{"launch", 0, true}, Fault{"launch", 0, false}}) {
       gather(moved);  // there is a buffer
       const auto before = driver_->counts();
       driver_->fail(fault.function, {ErrorCode::kInternal, "a fault"}, fault.skip, fault.late);
@@ -366,9 +367,8 @@ TEST_F(PlanStagingTest, NeighboursOfARegionAreOneCopyAsLongAsEachIsAligned) {
   add(kHost + 4 * kMiB, kMiB, region_);
   ASSERT_TRUE(launch_.plan_staging(0));
   EXPECT_EQ(places(), (std::vector<std::uint64_t>{0, kMiB, 2 * kMiB + 16, 3 * kMiB + 16}));
-  EXPECT_EQ(copies(), (std::vector<Copy>{{kHost, 0, 2 * kMiB + 3},
-                                         {kHost + 2 * kMiB + 3, 2 * kMiB + 16, kMiB},
-                                         {kHost + 4 * kMiB, 3 * kMiB + 16, kMiB}}));
+  EXPECT_EQ(copies(), (std::vector<Copy>{
+                          {kHost, 0, 2 * kMiB + 3}, {kHost + 2 * kMiB + 3, 2 * kMiB + 16, kMiB}, {kHost + 4 * kMiB, 3 * kMiB + 16, kMiB}}));
 }
 
 TEST_F(PlanStagingTest, NeighboursAreOneCopyInWhicheverOrderTheJobsCome) {

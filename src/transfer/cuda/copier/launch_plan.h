@@ -76,8 +76,9 @@ struct Launch {
 
   // The part's memory is found already.
   void add(Part part);
-  // Whether it pays to stage it: large enough, in copies that are, and no larger than a buffer. Plans the copies, in the order of the host's
-  // memory, so that what lies there side by side is one copy whatever the order of the jobs: between two copies the link rests some 3 us.
+  // Whether it pays to stage it: large enough, in copies that are, and no larger than a buffer. Plans the copies, in the order of the
+  // host's memory, so that what lies there side by side is one copy whatever the order of the jobs: between two copies the link rests some
+  // 3 us.
   [[nodiscard]] bool plan_staging(std::uint64_t least_bytes);
   // Writes the tables into the slot's memory.
   void build_tables() const;

@@ -2,8 +2,8 @@
 //
 // The driver's own waits cannot be ended, and a blocked thread would hold its context. So waits look again and again: without a pause at
 // first (a block of 2 MiB takes 40 us), then with ever longer ones, in proportion to how long it has been, so that 1/64 of it is lost at
-// most. While they sleep, the thread's timers are exact to a microsecond; by default Linux lets them be 50 late (prctl(2), PR_SET_TIMERSLACK).
-// Threads: one.
+// most. While they sleep, the thread's timers are exact to a microsecond; by default Linux lets them be 50 late (prctl(2),
+// PR_SET_TIMERSLACK). Threads: one.
 #pragma once
 
 #include <sys/prctl.h>

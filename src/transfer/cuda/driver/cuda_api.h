@@ -65,7 +65,9 @@ struct IpcMemoryHandle {  // passed by value
 inline constexpr int kMultiprocessorCount = 16;
 inline constexpr int kComputeCapabilityMajor = 75;
 inline constexpr int kComputeCapabilityMinor = 76;
+inline constexpr int kRdmaWritesOrdering = 118;  // GPU_DIRECT_RDMA_WRITES_ORDERING
 inline constexpr int kDmaBufSupported = 124;
+inline constexpr int kRdmaWritesOrderedForOwner = 100;  // CUGPUDirectRDMAWritesOrdering, or more
 // CUpointer_attribute
 inline constexpr int kMemoryType = 2;  // unsigned int
 inline constexpr int kDevicePointer = 3;

@@ -36,7 +36,7 @@ struct DeviceFacts {
   std::string uuid;        // 16 bytes, the same in every process of the host
   int multiprocessors = 0;
   int compute_major = 0, compute_minor = 0;
-  bool dma_buf = false;  // export_dma_buf() may work
+  std::string no_dma_buf{};  // why NICs cannot reach its memory, for people; empty: export_dma_buf() may work
 };
 
 // An allocation in device memory.
@@ -98,7 +98,8 @@ class Driver {
   virtual void close_ipc(int device, std::uint64_t address) = 0;
   // Kernels and copies of `device` may reach memory of `peer` afterwards. Once more is no mistake. kNotSupported when they cannot.
   [[nodiscard]] virtual Status enable_peer_access(int device, int peer) = 0;
-  // A file descriptor for ibv_reg_dmabuf_mr. `address` and `size` are multiples of the host's page size.
+  // A file for ibv_reg_dmabuf_mr, whose buffer begins at the file's position (0 but for the fake's). `address` and `size` are multiples of
+  // the host's page size, and lie in one allocation but for its last page.
   [[nodiscard]] virtual Result<net::UniqueFd> export_dma_buf(int device, std::uint64_t address, std::uint64_t size) = 0;
 };
 

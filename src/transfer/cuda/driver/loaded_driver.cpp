@@ -22,6 +22,8 @@
 namespace moonpool::transfer::cuda {
 namespace {
 
+constexpr const char* kNoDmaBufCall = "this CUDA driver has no cuMemGetHandleForAddressRange: dma-buf takes CUDA 11.7 or newer (R515)";
+
 constexpr const char* kFile = "libcuda.so.1";
 constexpr std::array<const char*, kKernels> kKernelNames{"moonpool_gather", "moonpool_scatter", "moonpool_gather_hash",
                                                          "moonpool_scatter_hash"};
@@ -264,7 +266,14 @@ Outcome<DeviceFacts> LoadedDriver::facts(int device) {
   MOONPOOL_RETURN_IF_ERROR(attribute(api::kComputeCapabilityMajor, facts.compute_major));
   MOONPOOL_RETURN_IF_ERROR(attribute(api::kComputeCapabilityMinor, facts.compute_minor));
   int dma_buf = 0;  // drivers before CUDA 11.7 do not know the attribute
-  facts.dma_buf = calls_->get_handle_for_address_range != nullptr && attribute(api::kDmaBufSupported, dma_buf).ok() && dma_buf != 0;
+  int ordering = 0;
+  if (calls_->get_handle_for_address_range == nullptr) {
+    facts.no_dma_buf = kNoDmaBufCall;
+  } else if (!attribute(api::kDmaBufSupported, dma_buf).ok() || dma_buf == 0) {
+    facts.no_dma_buf = "the driver exports no dma-buf of it: it takes NVIDIA's open kernel modules and Linux 5.12 or newer";
+  } else if (!attribute(api::kRdmaWritesOrdering, ordering).ok() || ordering < api::kRdmaWritesOrderedForOwner) {
+    facts.no_dma_buf = "it does not order what NICs write before the kernels that come after";
+  }
   return facts;
 }
 
@@ -286,8 +295,8 @@ std::optional<DeviceMemory> LoadedDriver::locate(std::uint64_t address) const {
 Outcome<Stream> LoadedDriver::create_stream(int device) {
   api::Stream stream = nullptr;
   // Our kernels are short, and what they move is waited for: their blocks go before those that an engine has queued.
-  MOONPOOL_RETURN_IF_ERROR(on(device, "cuStreamCreateWithPriority",
-                              [&] { return calls_->stream_create(&stream, api::kStreamNonBlocking, api::kMostUrgent); }));
+  MOONPOOL_RETURN_IF_ERROR(
+      on(device, "cuStreamCreateWithPriority", [&] { return calls_->stream_create(&stream, api::kStreamNonBlocking, api::kMostUrgent); }));
   return Stream{number_of(stream)};
 }
 
@@ -479,8 +488,7 @@ Status LoadedDriver::enable_peer_access(int device, int peer) {
 
 Outcome<net::UniqueFd> LoadedDriver::export_dma_buf(int device, std::uint64_t address, std::uint64_t size) {
   if (calls_->get_handle_for_address_range == nullptr) {
-    return Status(ErrorCode::kNotSupported,
-                  "this CUDA driver has no cuMemGetHandleForAddressRange: dma-buf needs CUDA 11.7 or newer (R515)");
+    return Status(ErrorCode::kNotSupported, kNoDmaBufCall);
   }
   int fd = -1;
   MOONPOOL_RETURN_IF_ERROR(on(device, "cuMemGetHandleForAddressRange",

@@ -12,8 +12,8 @@
 #include "tests/support/test_support.h"
 #include "transfer/checksum.h"
 #include "transfer/cuda/engine/engine_moves.h"
-#include "transfer/cuda/fake/fake_driver.h"
 #include "transfer/cuda/engine/served_moves.h"
+#include "transfer/cuda/fake/fake_driver.h"
 #include "transfer/transfer_engine.h"
 
 namespace moonpool::transfer::cuda {

@@ -24,8 +24,8 @@
 
 #include "base/ids.h"
 #include "net/server.h"
-#include "transfer/cuda/runtime.h"
 #include "transfer/cuda/engine/staged_window.h"
+#include "transfer/cuda/runtime.h"
 #include "transfer/rdma/job_thread.h"
 #include "transfer/registered_memory.h"
 

@@ -139,7 +139,7 @@ Outcome<DeviceFacts> Fake::facts(int device) {
                      .multiprocessors = options_.multiprocessors,
                      .compute_major = 9,
                      .compute_minor = 0,
-                     .dma_buf = false};
+                     .no_dma_buf = options_.dma_buf ? "" : "it is told to export no dma-buf"};
 }
 
 std::optional<DeviceMemory> Fake::locate(std::uint64_t address) const {
@@ -365,9 +365,21 @@ Status Fake::enable_peer_access(int device, int peer) {
   return {};
 }
 
-Outcome<net::UniqueFd> Fake::export_dma_buf(int device, std::uint64_t /*address*/, std::uint64_t /*size*/) {
+Outcome<net::UniqueFd> Fake::export_dma_buf(int device, std::uint64_t address, std::uint64_t size) {
   MOONPOOL_RETURN_IF_ERROR(admit("export_dma_buf", device));
-  return call_failed("cuMemGetHandleForAddressRange", Result::kNotSupported, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported", device);
+  const auto refused = [&](Result result, const char* name, const char* text) {
+    return call_failed("cuMemGetHandleForAddressRange", result, name, text, device);
+  };
+  if (!options_.dma_buf) return refused(Result::kNotSupported, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported");
+  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const std::shared_lock lock(memory_mutex_);
+  const auto* range = addresses_.find(address);
+  if (range == nullptr && size > 0) range = addresses_.find(address + size - 1);  // one that begins or ends within its page
+  if (range == nullptr || range->opened_by >= 0 || range->allocation.device != device || size == 0 || (address | size) % page != 0)
+    return refused(Result::kInvalidValue, "CUDA_ERROR_INVALID_VALUE", "invalid argument");
+  auto file = devices_->open_file(device, range->allocation.offset + address - addresses_.base_of(*range));
+  if (!file) return refused(Result::kUnknown, "CUDA_ERROR_UNKNOWN", "unknown error");
+  return file;
 }
 
 void Fake::peek(std::uint64_t device_address, std::span<std::byte> to) {

@@ -25,6 +25,7 @@ struct FakeOptions {
   std::uint64_t pinned_bytes = ~std::uint64_t{0};         // register_host() and allocate_host() refuse what goes beyond
   bool kernels = true;                                    // false: launch() is kNotSupported, as in a build without nvcc
   bool peer_access = true;
+  bool dma_buf = true;      // false: NICs cannot reach its memory
   int multiprocessors = 4;  // of each, as facts() tells
 };
 

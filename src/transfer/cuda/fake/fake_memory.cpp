@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
 namespace moonpool::transfer::cuda {
 namespace {
@@ -60,6 +61,13 @@ std::uint64_t FakeDevices::new_process() {
 }
 
 FakeMapping FakeDevices::map_without_access(int device) const { return {devices_[std::size_t(device)].file.get(), bytes_, PROT_NONE}; }
+
+net::UniqueFd FakeDevices::open_file(int device, std::uint64_t offset) const {
+  const std::string name = "/proc/self/fd/" + std::to_string(devices_[std::size_t(device)].file.get());
+  net::UniqueFd file(::open(name.c_str(), O_RDWR | O_CLOEXEC));
+  if (file && ::lseek(file.get(), static_cast<off_t>(offset), SEEK_SET) < 0) file.reset();
+  return file;
+}
 
 std::byte* FakeDevices::bytes(int device, std::uint64_t offset) const {
   return devices_[std::size_t(device)].mapping.memory().data() + offset;

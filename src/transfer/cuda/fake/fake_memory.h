@@ -55,6 +55,8 @@ class FakeDevices {
   [[nodiscard]] std::uint64_t number() const { return number_; }  // unlike that of other fakes of this host
   [[nodiscard]] std::uint64_t new_process();
   [[nodiscard]] FakeMapping map_without_access(int device) const;
+  // A descriptor of its own, whose position is `offset`.
+  [[nodiscard]] net::UniqueFd open_file(int device, std::uint64_t offset) const;
   [[nodiscard]] std::byte* bytes(int device, std::uint64_t offset) const;
 
   // Nullopt: no room.

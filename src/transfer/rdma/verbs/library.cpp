@@ -111,6 +111,7 @@ Result<std::unique_ptr<Verbs>> open_verbs(const char* file) {
   library->find(verbs->alloc_pd, "ibv_alloc_pd");
   library->find(verbs->dealloc_pd, "ibv_dealloc_pd");
   library->find(verbs->reg_mr, "ibv_reg_mr");
+  library->find_if_there(verbs->reg_dmabuf_mr, "ibv_reg_dmabuf_mr");
   library->find(verbs->dereg_mr, "ibv_dereg_mr");
   library->find(verbs->create_comp_channel, "ibv_create_comp_channel");
   library->find(verbs->destroy_comp_channel, "ibv_destroy_comp_channel");

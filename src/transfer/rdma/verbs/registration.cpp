@@ -114,4 +114,29 @@ Result<std::unique_ptr<Registration>> register_with(const Verbs& verbs, ibv_pd* 
   return std::unique_ptr<Registration>(new VerbsRegistration(verbs, region, nic.name));
 }
 
+Result<std::unique_ptr<Registration>> register_with(const Verbs& verbs, ibv_pd* domain, const NicInfo& nic, MutableBytes memory,
+                                                    const DmaBuf& buffer, Access access) {
+  if (memory.empty()) return Status(ErrorCode::kInvalidParams, nic.name + ": there is no device memory to register");
+  if (verbs.reg_dmabuf_mr == nullptr) {
+    return Status(ErrorCode::kNotSupported, nic.name +
+                                                " cannot register device memory: this libibverbs has no ibv_reg_dmabuf_mr; install "
+                                                "rdma-core 34 or newer (libibverbs1)");
+  }
+  errno = 0;
+  ibv_mr* region = verbs.reg_dmabuf_mr(domain, buffer.offset, memory.size(), reinterpret_cast<std::uint64_t>(memory.data()), buffer.file,
+                                       flags_of(nic, access));
+  if (region == nullptr) {
+    const int error = errno;
+    const std::string what = fmt::format("{} cannot register {} of device memory", nic.name, mebibytes(memory.size()));
+    if (error == EOPNOTSUPP || error == ENOSYS || error == ENOTTY || error == EPROTONOSUPPORT) {
+      return Status(ErrorCode::kNotSupported,
+                    what + ": its driver takes no dma-buf (mlx5 does, with Linux 5.12 or newer); it goes by way of the host's memory");
+    }
+    return Status(ErrorCode::kUnavailable,
+                  fmt::format("{}: {}; a larger BAR1 of the GPU, or an IOMMU in passthrough mode (iommu=pt), may be what it wants", what,
+                              error_text(error)));
+  }
+  return std::unique_ptr<Registration>(new VerbsRegistration(verbs, region, nic.name));
+}
+
 }  // namespace moonpool::transfer::rdma

@@ -16,6 +16,10 @@ namespace moonpool::transfer::rdma {
 [[nodiscard]] Result<std::unique_ptr<Registration>> register_with(const Verbs& verbs, ibv_pd* domain, const NicInfo& nic,
                                                                   MutableBytes memory, Access access);
 
+// The same for a device's memory.
+[[nodiscard]] Result<std::unique_ptr<Registration>> register_with(const Verbs& verbs, ibv_pd* domain, const NicInfo& nic,
+                                                                  MutableBytes memory, const DmaBuf& buffer, Access access);
+
 // What the kernel says about memory that a process may pin, for the text of an error.
 struct PinningLimits {
   std::uint64_t limit = 0;  // RLIMIT_MEMLOCK in bytes

@@ -286,6 +286,10 @@ Result<std::unique_ptr<Registration>> VerbsNic::register_memory(MutableBytes mem
   return register_with(*port.verbs, port.domain, port.info, memory, access);
 }
 
+Result<std::unique_ptr<Registration>> VerbsNic::register_dma_buf(MutableBytes memory, const DmaBuf& buffer, Access access) {
+  return register_with(*device_->port().verbs, device_->port().domain, info(), memory, buffer, access);
+}
+
 Result<ConnectionManager*> VerbsNic::connection_manager() {
   const std::lock_guard lock(manager_mutex_);
   if (!manager_) {

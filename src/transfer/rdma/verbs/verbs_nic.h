@@ -61,6 +61,7 @@ class VerbsNic final : public Nic {
   [[nodiscard]] bool up() const override { return up_.load(std::memory_order_acquire); }
   void watch(std::function<void()> changed) override;
   [[nodiscard]] Result<std::unique_ptr<Registration>> register_memory(MutableBytes memory, Access access) override;
+  [[nodiscard]] Result<std::unique_ptr<Registration>> register_dma_buf(MutableBytes memory, const DmaBuf& buffer, Access access) override;
   [[nodiscard]] Result<std::unique_ptr<QueuePair>> make_queue_pair(const QueuePairOptions& options) override;
   [[nodiscard]] std::vector<Gid> gids() const override { return device_->gids(); }
 
