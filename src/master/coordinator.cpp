@@ -191,6 +191,7 @@ Result<std::shared_ptr<Node>> Coordinator::sync(const wire::NodeSyncRequest& req
     const std::scoped_lock lock(node->paths_mutex);
     node->paths.assign(request.path().begin(), request.path().end());
     node->device_bytes_in_place = request.device_bytes_in_place();
+    node->device_bytes_by_nic = request.device_bytes_by_nic();
     node->device_bytes_staged = request.device_bytes_staged();
   }
   {

@@ -52,9 +52,10 @@ struct Node {
   std::uint64_t fenced_sent = 0;
   std::weak_ptr<void> sync_session;
   // As the node last told, for the status page.
-  std::mutex paths_mutex;  // guards these three
+  std::mutex paths_mutex;  // guards these four
   std::vector<wire::PathReport> paths;
   std::uint64_t device_bytes_in_place = 0;
+  std::uint64_t device_bytes_by_nic = 0;
   std::uint64_t device_bytes_staged = 0;
   std::vector<std::shared_ptr<Segment>> segments;  // guarded by Membership's mutex, like the next
   const void* attends_by = nullptr;                // the session

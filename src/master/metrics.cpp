@@ -147,7 +147,8 @@ std::string status_json(Coordinator& coordinator, TimeMs now) {
                                      {"read_bytes", report.bytes_read()},
                                      {"failures", report.failures()}});
       }
-      device_bytes = {{"in_place", node->device_bytes_in_place}, {"staged", node->device_bytes_staged}};
+      device_bytes = {
+          {"in_place", node->device_bytes_in_place}, {"by_nic", node->device_bytes_by_nic}, {"staged", node->device_bytes_staged}};
     }
     nodes.push_back(json::object{{"id", node->id.to_string()},
                                  {"name", node->name},

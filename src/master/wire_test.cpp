@@ -297,6 +297,7 @@ TEST_F(WireTest, StatusShowsThePathsThatANodeHasToldLastAndWhy) {
     }
     request.set_device_bytes_in_place(5);
     request.set_device_bytes_staged(6);
+    request.set_device_bytes_by_nic(7);
     wire::NodeSyncReply reply;
     EXPECT_TRUE(node.call(wire::METHOD_NODE_SYNC, request, reply).ok());
   };
@@ -316,6 +317,7 @@ TEST_F(WireTest, StatusShowsThePathsThatANodeHasToldLastAndWhy) {
   EXPECT_EQ(shown().at(0).at("reason"), "");
   EXPECT_EQ(device_bytes().at("in_place").to_number<std::uint64_t>(), 5U);
   EXPECT_EQ(device_bytes().at("staged").to_number<std::uint64_t>(), 6U);
+  EXPECT_EQ(device_bytes().at("by_nic").to_number<std::uint64_t>(), 7U);
   sync({});
   EXPECT_EQ(shown().size(), 2U) << "nothing told: as before";
   sync({{"local", ""}});

@@ -124,6 +124,7 @@ Status ClientRuntime::open_rdma() {
   auto devices = open_devices_(options_.rdma);
   if (!devices) return {devices.code(), fmt::format("protocol \"rdma\": {}", devices.status().message())};
   rdma_ = std::make_unique<transfer::rdma::Node>(owner_, identity_, std::move(*devices), options_.rdma);
+  device_paths_.use_nics(rdma_->memory());
   return {};
 }
 
@@ -144,7 +145,7 @@ Status ClientRuntime::register_buffer(transfer::MutableBytes memory) {
     const std::scoped_lock lock(buffers_mutex_);
     remembered_[memory.data()] = on_device;
   }
-  if (on_device) expect_device_memory(*cuda);
+  if (on_device) expect_device_memory(*cuda, **device);
   return {};
 }
 
@@ -156,20 +157,21 @@ Status ClientRuntime::register_host_buffer(transfer::MutableBytes memory) {
 }
 
 // What puts and gets of device memory need is made ready now.
-void ClientRuntime::expect_device_memory(transfer::cuda::Runtime& cuda) {
+void ClientRuntime::expect_device_memory(transfer::cuda::Runtime& cuda, int device) {
   for (const auto& segment : owner_.segments()) {
     const auto mapped = owner_.memory_of(segment.incarnation);
     if (mapped != nullptr) cuda.regions().want(mapped->bytes(), mapped, "the segment of " + name_);
   }
-  if (rdma_ && !staging_for_nics_.exchange(true)) stage_for_nics(cuda);
+  if (rdma_ && !device_paths_.prepare_nics(device) && !staging_for_nics_.exchange(true)) stage_for_nics(cuda);
 }
 
-// The NICs take device memory from the staging ring: registered there, nothing is copied on its way from the ring to the wire.
+// NICs that do not reach a device take its data from the staging ring: registered there, nothing is copied on its way to the wire.
 void ClientRuntime::stage_for_nics(transfer::cuda::Runtime& cuda) {
   const auto ring = cuda.staging().acquire(cuda.staging().capacity(), Deadline::after(kStagingPatience));
   const Status status = ring.ok() ? rdma_->memory().add_local(ring->memory()) : ring.status();
-  log::warning("device memory goes to and from the NICs by way of {} bytes of pinned host memory: they do not reach it themselves{}",
-               cuda.staging().capacity(), status.ok() ? "" : ", and cannot be given that memory either: " + status.message());
+  if (!status.ok())
+    log::warning("the NICs cannot be given the {} bytes of pinned host memory by which device data goes: {}", cuda.staging().capacity(),
+                 status.message());
 }
 
 Status ClientRuntime::unregister_buffer(const void* address, Deadline deadline) {
@@ -256,7 +258,7 @@ Status ClientRuntime::join(Deadline deadline) {
   membership.masters = masters_;
   membership.path_use = [this] { return paths_.use(); };
   membership.device_use = [this]() -> MembershipOptions::DeviceUse {
-    return {device_paths_.counters().in_place_bytes, device_paths_.counters().staged_bytes};
+    return {device_paths_.counters().in_place_bytes, device_paths_.counters().by_nic_bytes, device_paths_.counters().staged_bytes};
   };
   membership.registered_again = [this] {
     // The metadata server may be the master's own, which forgot everything with it.
@@ -313,6 +315,7 @@ void ClientRuntime::take_down() {
   if (master_) master_->close();
   if (lanes_) lanes_->close();
   if (server_) server_->stop();
+  device_paths_.release_nics();
   if (rdma_) rdma_->stop();
   // Before the memory goes: other processes keep their own mappings, so views there stay valid, and writers hurt nobody any more.
   if (sharing_) sharing_->stop();

@@ -83,7 +83,7 @@ class ClientRuntime {
   [[nodiscard]] Status publish(Deadline deadline) const;  // any thread once the server has started
   void share();
   [[nodiscard]] Status register_host_buffer(transfer::MutableBytes memory);
-  void expect_device_memory(transfer::cuda::Runtime& cuda);
+  void expect_device_memory(transfer::cuda::Runtime& cuda, int device);
   void stage_for_nics(transfer::cuda::Runtime& cuda);
   void forget_buffers();
   void take_down();

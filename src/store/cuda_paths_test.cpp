@@ -210,44 +210,80 @@ TEST(WithoutCuda, ADevicePointerIsAnErrorThatSaysWhatIsMissing) {
   EXPECT_THAT(status.message(), HasSubstr(Runtime::why()));
 }
 
-TEST_F(CudaPathsTest, WithRdmaDeviceMemoryPassesThroughStagingThatTheNicsHave) {
-  transfer::rdma::SimulatedFabric fabric;
-  const auto start = [&](const std::string& side, std::uint64_t segment) {
+// An owner and a user of protocol "rdma", two simulated NICs each.
+class CudaRdmaTest : public CudaPathsTest {
+ protected:
+  [[nodiscard]] std::unique_ptr<ClientRuntime> start(const std::string& side, std::uint64_t segment) {
     auto options = pool_.options(segment);
     options.protocol = "rdma";
     options.rdma.device_names = side + "0," + side + "1";
     options.paths = "local,rdma";
     auto runtime = std::make_unique<ClientRuntime>(
         options, ClientRuntime::add_real_paths,
-        [devices = transfer::rdma::simulated_devices(fabric, side, 2)](
+        [devices = transfer::rdma::simulated_devices(fabric_, side, 2)](
             const transfer::rdma::Options&) -> Result<std::shared_ptr<transfer::rdma::Devices>> { return devices; });
     const Status status = runtime->open();
     EXPECT_TRUE(status.ok()) << status.to_string();
     return runtime;
-  };
+  }
+  // From a device into the pool and out of it onto another, both registered.
+  void round_trip(ClientRuntime& user, std::string_view key) {
+    const auto value = pattern(std::string(key), 1, kValue);
+    DeviceValue from(cuda_.driver(), 0, kValue, 30'000);
+    from.set(value);
+    ASSERT_TRUE(user.register_buffer(from.memory()).ok());
+    DeviceValue to(cuda_.driver(), 1, kValue, 44'444);
+    ASSERT_TRUE(user.register_buffer(to.memory()).ok());
+    const auto source = from.source();
+    ASSERT_EQ(user.puts().put({{&key, 1}, {&source, 1}, {}, false}, soon()).at(0), 0);
+    const auto plan = [&](std::size_t, std::uint64_t size) -> Result<GetPath::Parts> {
+      return GetPath::Parts{{0, size, GetPath::Destination(to.destination().begin(), to.destination().end())}};
+    };
+    const auto got = user.gets().get({&key, 1}, plan, soon()).at(0);
+    ASSERT_TRUE(got.ok()) << got.status().to_string();
+    EXPECT_EQ(to.get(), value);
+    EXPECT_TRUE(user.unregister_buffer(from.memory().data(), soon()).ok());
+    EXPECT_TRUE(user.unregister_buffer(to.memory().data(), soon()).ok());
+  }
+
+  transfer::rdma::SimulatedFabric fabric_;
+};
+
+TEST_F(CudaRdmaTest, NicsMoveDeviceMemoryThemselves) {
+  const auto owner = start("owner", std::uint64_t{64} << 20);
+  auto user = start("user", 0);
+  const auto before = fabric_.counts("user0").registered;
+  round_trip(*user, "first: staged, as nobody knows yet that there are kernels");
+  const auto staged = user->device_paths().counters().staged_bytes.load();
+  round_trip(*user, "second");
+  round_trip(*user, "third");
+  EXPECT_EQ(user->device_paths().counters().staged_bytes, staged);
+  EXPECT_GE(user->device_paths().counters().by_nic_bytes, 4 * kValue);
+  EXPECT_EQ(fabric_.counts("user0").dma_bufs, 2U) << "a ring a device, whatever was registered";
+  EXPECT_EQ(fabric_.counts("user0").registered - before, 2U + 1U) << "the rings, and the transport's own staging for the first";
+  const auto allocated = cuda_.driver().counts().allocations - cuda_.driver().counts().frees;
+  user->close();
+  EXPECT_EQ(fabric_.counts("user0").dma_bufs, 0U);
+  EXPECT_EQ(allocated - (cuda_.driver().counts().allocations - cuda_.driver().counts().frees), 2U) << "the rings are freed";
+}
+
+class CudaRdmaStagedTest : public CudaRdmaTest {
+ protected:
+  CudaRdmaStagedTest() : CudaRdmaTest() {
+    for (int i = 0; i < 20; ++i) cuda_.driver().fail("export_dma_buf", {ErrorCode::kNotSupported, "not of this kind"}, i);
+  }
+};
+
+TEST_F(CudaRdmaStagedTest, DeviceMemoryThatNicsDoNotReachPassesThroughStagingThatTheyHave) {
   const auto owner = start("owner", std::uint64_t{64} << 20);
   const auto user = start("user", 0);
-  const auto value = pattern("key", 1, kValue);
-  DeviceValue from(cuda_.driver(), 0, kValue, 30'000);
-  from.set(value);
-  const auto before = fabric.counts("user0").registered;
-  ASSERT_TRUE(user->register_buffer(from.memory()).ok());
-  EXPECT_EQ(fabric.counts("user0").registered, before + 1) << "the ring";
-  DeviceValue to(cuda_.driver(), 1, kValue, 44'444);
-  ASSERT_TRUE(user->register_buffer(to.memory()).ok());
-  EXPECT_EQ(fabric.counts("user0").registered, before + 1) << "once";
-  const std::string_view key = "key";
-  const auto source = from.source();
-  ASSERT_EQ(user->puts().put({{&key, 1}, {&source, 1}, {}, false}, soon()).at(0), 0);
-  const auto plan = [&](std::size_t, std::uint64_t size) -> Result<GetPath::Parts> {
-    return GetPath::Parts{{0, size, GetPath::Destination(to.destination().begin(), to.destination().end())}};
-  };
-  const auto got = user->gets().get({&key, 1}, plan, soon()).at(0);
-  ASSERT_TRUE(got.ok()) << got.status().to_string();
-  EXPECT_EQ(to.get(), value);
-  EXPECT_EQ(user->device_paths().counters().staged_bytes, 2 * kValue);
-  EXPECT_TRUE(user->unregister_buffer(from.memory().data(), soon()).ok());
-  EXPECT_EQ(fabric.counts("user0").registered, before + 1);
+  const auto before = fabric_.counts("user0").registered;
+  round_trip(*user, "first");
+  EXPECT_EQ(fabric_.counts("user0").registered, before + 1) << "the ring, once";
+  round_trip(*user, "second");
+  EXPECT_EQ(fabric_.counts("user0").registered, before + 1);
+  EXPECT_EQ(user->device_paths().counters().staged_bytes, 4 * kValue);
+  EXPECT_EQ(user->device_paths().counters().by_nic_bytes, 0U);
 }
 
 }  // namespace

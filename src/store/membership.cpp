@@ -257,6 +257,7 @@ void Membership::add_paths_to(wire::NodeSyncRequest& request) {
   if (!options_.device_use) return;
   const auto devices = options_.device_use();
   request.set_device_bytes_in_place(devices.bytes_in_place);
+  request.set_device_bytes_by_nic(devices.bytes_by_nic);
   request.set_device_bytes_staged(devices.bytes_staged);
 }
 

@@ -50,6 +50,7 @@ struct MembershipOptions {
   std::function<std::vector<transfer::PathUse>()> path_use;
   struct DeviceUse {
     std::uint64_t bytes_in_place = 0;
+    std::uint64_t bytes_by_nic = 0;
     std::uint64_t bytes_staged = 0;
   };
   std::function<DeviceUse()> device_use;  // of device memory; goes with it

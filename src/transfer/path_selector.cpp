@@ -89,6 +89,16 @@ void PathSelector::count_write(Counters& counters, const WriteOperation& operati
   if (!operation.status.ok()) ++counters.failures;
 }
 
+void PathSelector::count_attempt(Counters& counters, const WriteOperation& operation) {
+  if (operation.status.code() != ErrorCode::kNotSupported) count_write(counters, operation);
+}
+
+void PathSelector::count_read(Counters& counters, const ReadOperation& operation) {
+  ++counters.reads;
+  if (operation.status.ok()) counters.bytes_read += operation.length;
+  if (!operation.status.ok()) ++counters.failures;
+}
+
 void PathSelector::write(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) {
   run(
       peer, operations, [&](Transport& path, std::span<WriteOperation> batch) { path.write(peer, batch, deadline); }, count_write);
@@ -96,20 +106,27 @@ void PathSelector::write(const Peer& peer, std::span<WriteOperation> operations,
 
 void PathSelector::write_in_place(const Peer& peer, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline) {
   run_on_best(
-      peer, operations, [&](Transport& path) { path.write_in_place(peer, operations, fill, deadline); },
-      [](Counters& counters, const WriteOperation& operation) {
-        if (operation.status.code() != ErrorCode::kNotSupported) count_write(counters, operation);
-      });
+      peer, operations, [&](Transport& path) { path.write_in_place(peer, operations, fill, deadline); }, count_attempt);
 }
 
 void PathSelector::read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) {
   run(
-      peer, operations, [&](Transport& path, std::span<ReadOperation> batch) { path.read(peer, batch, deadline); },
-      [](Counters& counters, const ReadOperation& operation) {
-        ++counters.reads;
-        if (operation.status.ok()) counters.bytes_read += operation.length;
-        if (!operation.status.ok()) ++counters.failures;
-      });
+      peer, operations, [&](Transport& path, std::span<ReadOperation> batch) { path.read(peer, batch, deadline); }, count_read);
+}
+
+bool PathSelector::moves_device_memory(const Peer& peer) const {
+  const Transport* const path = path_to(peer);
+  return path != nullptr && path->moves_device_memory(peer);
+}
+
+void PathSelector::write_device(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) {
+  run_on_best(
+      peer, operations, [&](Transport& path) { path.write_device(peer, operations, deadline); }, count_attempt);
+}
+
+void PathSelector::read_device(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) {
+  run_on_best(
+      peer, operations, [&](Transport& path) { path.read_device(peer, operations, deadline); }, count_read);
 }
 
 void PathSelector::view(const Peer& peer, std::span<ViewOperation> operations, Deadline deadline) {

@@ -49,8 +49,12 @@ class PathSelector final : public Transport {
   void read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) override;
   // Over the best path alone: a caller that gets no view reads instead.
   void view(const Peer& peer, std::span<ViewOperation> operations, Deadline deadline) override;
-  // The same: a caller that cannot write in place writes. What the path does not support is not counted.
+  // The same: a caller that cannot write in place writes. Writes that the path does not support are not counted.
   void write_in_place(const Peer& peer, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline) override;
+  // Over the best path alone: others cannot touch this memory.
+  [[nodiscard]] bool moves_device_memory(const Peer& peer) const override;
+  void write_device(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) override;
+  void read_device(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) override;
 
  private:
   struct Counters {
@@ -70,6 +74,8 @@ class PathSelector final : public Transport {
   template <typename Operation, typename Move, typename Count>
   void run_on_best(const Peer& peer, std::span<Operation> operations, const Move& move, const Count& count);
   static void count_write(Counters& counters, const WriteOperation& operation);
+  static void count_attempt(Counters& counters, const WriteOperation& operation);
+  static void count_read(Counters& counters, const ReadOperation& operation);
 
   std::vector<std::unique_ptr<Transport>> paths_;
   std::string ruled_out_;

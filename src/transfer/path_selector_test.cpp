@@ -95,6 +95,58 @@ TEST_F(PathSelectorTest, TheFakesFaultsHappenOnCommand) {
   EXPECT_TRUE(read.status.ok()) << "the segment itself is whole: " << read.status.to_string();
 }
 
+// Says what was asked of it.
+class Nics final : public Transport {
+ public:
+  explicit Nics(NodeId reached) : reached_(reached) {}
+  [[nodiscard]] std::string_view name() const override { return "nics"; }
+  [[nodiscard]] bool reaches(const Peer& peer) const override { return peer.node == reached_; }
+  void write(const Peer&, std::span<WriteOperation>, Deadline) override { ADD_FAILURE() << "as if the host could touch it"; }
+  void read(const Peer&, std::span<ReadOperation>, Deadline) override { ADD_FAILURE() << "as if the host could touch it"; }
+  [[nodiscard]] bool moves_device_memory(const Peer&) const override { return true; }
+  void write_device(const Peer&, std::span<WriteOperation> operations, Deadline) override {
+    for (auto& operation : operations) operation.status = {ErrorCode::kUnavailable, "the cable is out"};
+  }
+  void read_device(const Peer&, std::span<ReadOperation> operations, Deadline) override {
+    for (auto& operation : operations) operation.status = {};
+  }
+
+ private:
+  const NodeId reached_;
+};
+
+TEST(PathSelectorDeviceTest, DeviceMemoryGoesOverTheBestPathOrNone) {
+  Owner owner;
+  const Peer by_nic{NodeId::generate(), {"far", 2}};
+  const Peer near{NodeId::generate(), {"near", 1}};
+  PathSelector selector;
+  selector.add(std::make_unique<LocalTransport>(owner, near.node));
+  selector.add(std::make_unique<Nics>(by_nic.node));
+  auto touches = std::make_unique<FakeTransport>();
+  touches->attach(by_nic.node, owner);
+  selector.add(std::move(touches));
+
+  EXPECT_TRUE(selector.moves_device_memory(by_nic));
+  EXPECT_FALSE(selector.moves_device_memory(near));
+  EXPECT_FALSE(selector.moves_device_memory({NodeId::generate(), {"nowhere", 7}}));
+  WriteOperation write;
+  selector.write_device(by_nic, {&write, 1}, Deadline::after(seconds(5)));
+  EXPECT_EQ(write.status.code(), ErrorCode::kUnavailable) << "and no other path was tried";
+  selector.write_device(near, {&write, 1}, Deadline::after(seconds(5)));
+  EXPECT_EQ(write.status.code(), ErrorCode::kNotSupported);
+  ReadOperation read;
+  selector.read_device(by_nic, {&read, 1}, Deadline::after(seconds(5)));
+  EXPECT_TRUE(read.status.ok());
+  selector.read_device(near, {&read, 1}, Deadline::after(seconds(5)));
+  EXPECT_EQ(read.status.code(), ErrorCode::kNotSupported);
+  for (const auto& use : selector.use()) {
+    if (use.path != "nics") continue;
+    EXPECT_EQ(use.writes, 1U);
+    EXPECT_EQ(use.reads, 1U);
+    EXPECT_EQ(use.failures, 1U);
+  }
+}
+
 // Fills an extent of 100 bytes, or says that it cannot.
 WriteOperation in_place(Transport& transport, const Peer& peer, const ExtentRef& extent, const Status& outcome = {}) {
   WriteOperation write{extent, "key", {}, {}, 0};

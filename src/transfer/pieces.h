@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "transfer/checksum.h"
 #include "transfer/transport.h"
 
 namespace moonpool::transfer {
@@ -56,6 +57,10 @@ class PieceCursor {
   if (const auto total = total_size(operation.source); total != operation.extent.length) {
     return {ErrorCode::kInvalidParams,
             "the source has " + std::to_string(total) + " bytes, the extent " + std::to_string(operation.extent.length)};
+  }
+  if (!operation.checksums.empty() && operation.checksums.size() != chunks_of(operation.extent.length)) {
+    return {ErrorCode::kInvalidParams, "the write brings " + std::to_string(operation.checksums.size()) + " checksums, the extent has " +
+                                           std::to_string(chunks_of(operation.extent.length)) + " chunks"};
   }
   return check_extent(operation.extent);
 }

@@ -51,6 +51,8 @@ struct WriteOperation {
   // Outcome:
   Status status;
   std::uint64_t checksum = 0;  // root checksum of what was written (checksum.h), valid when status is ok
+  // For write_device(): of the source's chunks.
+  std::span<const std::uint64_t> checksums{};
 };
 
 struct ReadOperation {
@@ -119,6 +121,15 @@ class Transport {
   // wrong number of checksums, are kInvalidWrite. Nothing is opened after the deadline; what was filled by then is completed, however long
   // it took. Paths without common memory answer kNotSupported.
   virtual void write_in_place(const Peer& peer, std::span<WriteOperation> operations, const Fill& fill, Deadline deadline);
+  // Whether the next two are worth an attempt: this process's NICs reach the peer's memory, and devices' (GPUDirect RDMA).
+  [[nodiscard]] virtual bool moves_device_memory(const Peer&) const { return false; }
+  // As write(), from device memory that was registered with this process's NICs. The host does not touch it, so each operation brings the
+  // checksums of its source's chunks, which is what the owner keeps. Paths without NICs answer kNotSupported.
+  virtual void write_device(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline);
+  // As read(), of whole extents into such memory, and nothing is verified: ok says that bytes have arrived, which are another object's
+  // where the extent was given away meanwhile. The caller compares them with `checksum`, and reads as usual what differs, or failed for
+  // whatever reason but kRpcTimeout and kCancelled.
+  virtual void read_device(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline);
 };
 
 }  // namespace moonpool::transfer

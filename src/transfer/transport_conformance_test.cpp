@@ -323,7 +323,8 @@ void add_device_paths(std::vector<Case>& cases) {
       {"devices_shm_without_kernels", [=] { return std::make_unique<DeviceRig<ShmRig>>(one, cuda::FakeOptions{.kernels = false}); }});
   cases.push_back({"devices_tcp", [=] { return std::make_unique<DeviceRig<TcpRig>>(two, cuda::FakeOptions{}, 1); }});
   cases.push_back({"devices_and_host_tcp", [=] { return std::make_unique<DeviceRig<TcpRig>>(all, cuda::FakeOptions{}, 3); }});
-  cases.push_back({"devices_rdma", [=] { return std::make_unique<DeviceRig<RdmaRig>>(one, cuda::FakeOptions{}); }});
+  cases.push_back({"devices_gpudirect", [=] { return std::make_unique<DeviceRig<RdmaRig>>(two, cuda::FakeOptions{}); }});
+  cases.push_back({"devices_rdma_staged", [=] { return std::make_unique<DeviceRig<RdmaRig>>(one, cuda::FakeOptions{.dma_buf = false}); }});
 }
 
 std::vector<Case> all_transports() {

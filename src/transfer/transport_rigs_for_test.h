@@ -102,6 +102,8 @@ class RdmaRig : public Rig {
     peer.endpoint.port = pair_->port();
   }
   Transport& transport() override { return *transport_; }
+  [[nodiscard]] rdma::MemoryMap& nics() { return pair_->user().memory(); }
+  [[nodiscard]] rdma::SimulatedFabric& fabric() { return fabric_; }
   bool reads_unasked() override { return true; }
   void mounted(const Incarnation& incarnation) override {
     const Status served = pair_->owner_end().wait_served(incarnation, soon());

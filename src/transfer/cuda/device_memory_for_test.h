@@ -23,6 +23,7 @@ inline Settings test_settings(std::uint64_t staging_bytes) {
   Settings settings;
   settings.multiprocessors = 2;
   settings.staging_bytes = staging_bytes;
+  settings.nic_ring_bytes = staging_bytes;
   return settings;
 }
 

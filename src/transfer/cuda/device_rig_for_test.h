@@ -17,7 +17,9 @@ class DeviceRig : public Base {
       : Base(std::forward<Arguments>(arguments)...),
         fake_(test_settings(kStaging), options),
         paths_(Base::transport(), true, fake_.find()),
-        on_devices_(fake_.driver(), paths_, std::move(place)) {}
+        on_devices_(fake_.driver(), paths_, std::move(place)) {
+    if constexpr (requires { Base::nics(); }) paths_.use_nics(Base::nics());
+  }
 
   // Segments that were met are pinned before the next batch.
   Transport& transport() override {

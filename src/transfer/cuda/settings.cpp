@@ -52,10 +52,10 @@ bool set_switch(bool& field, std::string_view text) {
   return value.has_value();
 }
 
-bool set_device_staging(Settings& settings, std::string_view text) {
+bool set_size_or_none(std::uint64_t& field, std::string_view text) {
   const auto bytes = text == "0" ? Result<std::uint64_t>(0) : parse_size(text);
   if (!bytes || *bytes > kMostStaging) return false;
-  settings.device_staging_bytes = *bytes;
+  field = *bytes;
   return true;
 }
 
@@ -68,7 +68,10 @@ struct Variable {
 constexpr std::array kVariables = {
     Variable{"MOONPOOL_CUDA_SMS", "a number of multiprocessors from 1 to 1024", set_multiprocessors},
     Variable{"MOONPOOL_CUDA_STAGING", "a size from 1MB on, such as 64MB", set_staging},
-    Variable{"MOONPOOL_CUDA_DEVICE_STAGING", "0, or a size such as 160MB", set_device_staging},
+    Variable{"MOONPOOL_CUDA_DEVICE_STAGING", "0, or a size such as 160MB",
+             [](Settings& s, std::string_view text) { return set_size_or_none(s.device_staging_bytes, text); }},
+    Variable{"MOONPOOL_CUDA_GPUDIRECT", "0, or a size such as 64MB",
+             [](Settings& s, std::string_view text) { return set_size_or_none(s.nic_ring_bytes, text); }},
     Variable{"MOONPOOL_CUDA_CHECKSUMS", "1 or 0", [](Settings& s, std::string_view text) { return set_switch(s.checksums, text); }},
     Variable{"MOONPOOL_CUDA_DEFAULT_STREAM", "1 or 0",
              [](Settings& s, std::string_view text) { return set_switch(s.after_default_stream, text); }},

@@ -14,6 +14,9 @@ struct Settings {
   // MOONPOOL_CUDA_DEVICE_STAGING: bytes of memory of each device through which large copies go to and from the host ("160MB"); 0: none, the
   // kernels reach the host's memory themselves.
   std::uint64_t device_staging_bytes = std::uint64_t{160} << 20;
+  // MOONPOOL_CUDA_GPUDIRECT: bytes of memory of each device by which NICs take and bring its data ("64MB"); 0: no GPUDirect RDMA, device
+  // data goes to and from NICs by way of pinned host memory.
+  std::uint64_t nic_ring_bytes = std::uint64_t{64} << 20;
   // MOONPOOL_CUDA_CHECKSUMS=0: device data goes in place without checksums of its own; the host computes them where the path needs them.
   bool checksums = true;
   // MOONPOOL_CUDA_DEFAULT_STREAM=0: work is not ordered after the legacy default stream; for engines that synchronise themselves.

@@ -24,6 +24,23 @@ constexpr std::uint64_t kLeastRing = std::uint64_t{1} << 20;
 // A ring that could not be pinned is not tried again before.
 constexpr std::chrono::seconds kTryAgain{10};
 
+StagingMemory pinned_memory(Driver& driver, HostRegions& regions) {
+  StagingMemory memory;
+  memory.allocate = [&driver, &regions](std::uint64_t size) {
+    auto made = driver.allocate_host(size);
+    if (made) regions.add_pinned(*made);
+    return made;
+  };
+  memory.free = [&driver, &regions](MutableBytes pinned) {
+    regions.forget(pinned.data());
+    driver.free_host(pinned);
+  };
+  memory.name = "pinned staging memory";
+  memory.setting = "MOONPOOL_CUDA_STAGING";
+  memory.beyond = true;
+  return memory;
+}
+
 std::uint64_t rounded(std::uint64_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
@@ -32,13 +49,11 @@ std::uint64_t rounded(std::uint64_t size) { return (size + kAlignment - 1) / kAl
 // neighbours at once. So leases may end in any order, and one that a stopped peer holds for long costs its own bytes alone.
 class Staging::Impl {
  public:
-  Impl(Driver& driver, HostRegions& regions, const Settings& settings)
-      : driver_(driver), regions_(regions), capacity_(std::max(settings.staging_bytes / kAlignment * kAlignment, kLeastRing)) {}
+  Impl(StagingMemory memory, std::uint64_t bytes)
+      : memory_(std::move(memory)), capacity_(std::max(bytes / kAlignment * kAlignment, kLeastRing)) {}
 
   ~Impl() {
-    if (ring_.empty()) return;
-    regions_.forget(ring_.data());
-    driver_.free_host(ring_);
+    if (!ring_.empty()) memory_.free(ring_);
   }
 
   std::uint64_t capacity() const { return capacity_.load(); }
@@ -78,8 +93,7 @@ class Staging::Impl {
     std::unique_lock lock(mutex_);
     if (!in_ring(memory)) {
       lock.unlock();
-      regions_.forget(memory.data());
-      driver_.free_host(memory);
+      memory_.free(memory);
       return;
     }
     auto offset = static_cast<std::uint64_t>(memory.data() - ring_.data());
@@ -116,9 +130,9 @@ class Staging::Impl {
   }
 
   Status timed_out(std::uint64_t size) const {
-    return {ErrorCode::kRpcTimeout, "no " + std::to_string(size) +
-                                        " bytes of staging memory became free in time: other transfers hold its " +
-                                        std::to_string(capacity_) + " bytes (MOONPOOL_CUDA_STAGING sets how many there are)"};
+    return {ErrorCode::kRpcTimeout, "no " + std::to_string(size) + " bytes of " + memory_.name +
+                                        " became free in time: other transfers hold its " + std::to_string(capacity_) + " bytes (" +
+                                        memory_.setting + " sets how many there are)"};
   }
 
   bool in_ring(ConstBytes memory) const {
@@ -161,20 +175,21 @@ class Staging::Impl {
     Status first;
     MutableBytes memory;
     for (std::uint64_t bytes = wanted; bytes >= kLeastRing && memory.empty(); bytes = bytes / 2 / kAlignment * kAlignment) {
-      const auto made = driver_.allocate_host(bytes);
+      const auto made = memory_.allocate(bytes);
       if (made) memory = *made;
       if (!made && first.ok()) first = made.status();
+      if (made.code() == ErrorCode::kNotSupported) break;
     }
-    if (!memory.empty()) regions_.add_pinned(memory);
     if (!memory.empty() && memory.size() < wanted) {
-      log::warning("cuda: only {} of {} bytes of staging memory could be pinned: {}", memory.size(), wanted, first.message());
+      log::warning("cuda: only {} of {} bytes of {} could be had: {}", memory.size(), wanted, memory_.name, first.message());
     }
     lock.lock();
     making_ = false;
     made_.notify_all();
     if (memory.empty()) {
-      next_try_ = Deadline::Clock::now() + kTryAgain;
-      refusal_ = Status(ErrorCode::kNoAvailableHandle, "no staging memory for device data could be pinned: " + first.message());
+      const bool never = first.code() == ErrorCode::kNotSupported;
+      next_try_ = never ? Deadline::Clock::time_point::max() : Deadline::Clock::now() + kTryAgain;
+      refusal_ = Status(ErrorCode::kNoAvailableHandle, "no " + memory_.name + " could be had: " + first.message());
       return refusal_;
     }
     ring_ = memory;
@@ -185,25 +200,27 @@ class Staging::Impl {
 
   // Memory for one lease alone.
   Result<MutableBytes> own(std::uint64_t size, std::unique_lock<std::mutex>& lock) {
+    if (!memory_.beyond) {
+      return Status(ErrorCode::kNoAvailableHandle, std::to_string(size) + " bytes are more than the " + std::to_string(capacity_.load()) +
+                                                       " of " + memory_.name + " (" + memory_.setting + " sets how many there are)");
+    }
     const bool say = !std::exchange(said_large_, true);
     lock.unlock();
     if (say) {
       log::warning(
-          "cuda: a transfer needs {} bytes of staging memory at once, more than the {} that there are: it gets memory of its own, "
-          "which is slow (MOONPOOL_CUDA_STAGING sets how many there are)",
-          size, capacity_.load());
+          "cuda: a transfer needs {} bytes of {} at once, more than the {} that there are: it gets memory of its own, which is slow "
+          "({} sets how many there are)",
+          size, memory_.name, capacity_.load(), memory_.setting);
     }
-    const auto made = driver_.allocate_host(size);
+    const auto made = memory_.allocate(size);
     if (!made) {
       return {ErrorCode::kNoAvailableHandle,
-              std::to_string(size) + " bytes of staging memory for device data could not be pinned: " + made.status().message()};
+              std::to_string(size) + " bytes of " + memory_.name + " for device data could not be had: " + made.status().message()};
     }
-    regions_.add_pinned(*made);
     return *made;
   }
 
-  Driver& driver_;
-  HostRegions& regions_;
+  const StagingMemory memory_;
   std::atomic<std::uint64_t> capacity_;  // changes once at most, when the ring is made smaller
   std::mutex mutex_;                     // guards what follows
   std::condition_variable made_;
@@ -233,8 +250,9 @@ Staging::Lease::~Lease() {
   if (owner_ != nullptr) owner_->impl_->release(memory_);
 }
 
+Staging::Staging(StagingMemory memory, std::uint64_t bytes) : impl_(std::make_unique<Impl>(std::move(memory), bytes)) {}
 Staging::Staging(Driver& driver, HostRegions& regions, const Settings& settings)
-    : impl_(std::make_unique<Impl>(driver, regions, settings)) {}
+    : Staging(pinned_memory(driver, regions), settings.staging_bytes) {}
 Staging::~Staging() = default;
 
 std::uint64_t Staging::capacity() const { return impl_->capacity(); }

@@ -19,8 +19,14 @@ namespace moonpool::transfer::rdma {
 
 [[nodiscard]] Status write_batch(PeerSession& session, std::span<Outgoing<WriteOperation>> frame, Deadline deadline);
 
+enum class ReadCheck : std::uint8_t {
+  kChecksums,
+  kNone,      // whatever lies there under a pin
+  kByCaller,  // whatever arrives of whole extents, without a word to the owner: what cannot be had so is kUnavailable
+};
+
 struct ReadRules {
-  bool verify = true;
+  ReadCheck check = ReadCheck::kChecksums;
   std::uint64_t first_pin = 1;  // of as many numbers as the frame has operations, never used in this session before
 };
 [[nodiscard]] Status read_batch(PeerSession& session, std::span<Outgoing<ReadOperation>> frame, const ReadRules& rules, Deadline deadline);

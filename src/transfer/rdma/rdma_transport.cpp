@@ -74,11 +74,11 @@ void RdmaTransport::write(const Peer& peer, std::span<WriteOperation> operations
       deadline);
 }
 
-void RdmaTransport::read(const Peer& peer, std::span<ReadOperation> operations, Deadline deadline) {
+void RdmaTransport::read(const Peer& peer, std::span<ReadOperation> operations, ReadCheck check, Deadline deadline) {
   run(
       sessions_, peer, operations,
       [&](PeerSession& session, std::span<Outgoing<ReadOperation>> frame) {
-        return read_batch(session, frame, {verify_, next_pin_.fetch_add(frame.size())}, deadline);
+        return read_batch(session, frame, {check, next_pin_.fetch_add(frame.size())}, deadline);
       },
       deadline);
 }

@@ -30,7 +30,7 @@ class ReadBatch {
       if (item.settled) continue;
       const ReadOperation& operation = *item.operation;
       const bool whole = operation.length == operation.extent.length;
-      (rules_.verify && whole ? unasked_ : pinned_).push_back({&item, {operation.start, operation.length}, {}, {}, {}, {}, {}});
+      (by_caller() || (verify() && whole) ? unasked_ : pinned_).push_back({&item, {operation.start, operation.length}, {}, {}, {}, {}, {}});
     }
     MOONPOOL_RETURN_IF_ERROR(read_unasked());
     return read_pinned();
@@ -50,6 +50,9 @@ class ReadBatch {
       return pieces.empty() ? item->operation->destination : std::span<const MutableBytes>(pieces);
     }
   };
+
+  [[nodiscard]] bool verify() const { return rules_.check == ReadCheck::kChecksums; }
+  [[nodiscard]] bool by_caller() const { return rules_.check == ReadCheck::kByCaller; }
 
   static void settle(Incoming& one, Status status) {
     one.item->operation->status = std::move(status);
@@ -105,7 +108,7 @@ class ReadBatch {
   }
 
   // Whole objects, without a word to the owner: bytes with the checksum that the look-up gave are right, whoever has the memory by now. The
-  // others are read again under a pin.
+  // others are read again under a pin, unless it is the caller who compares.
   Status read_unasked() {
     std::vector<Incoming*> wanted;
     std::vector<const ServedRange*> ranges;
@@ -118,16 +121,21 @@ class ReadBatch {
     }
     MOONPOOL_RETURN_IF_ERROR(move(wanted, ranges));
     MOONPOOL_SYNC_POINT("rdma.read.arrived");
-    hash(wanted);
+    if (!by_caller()) hash(wanted);
     for (auto* const one : wanted) {
       if (one->status.ok()) {
-        if (root_of(one->found) == one->item->operation->checksum) settle(*one, Status());
+        if (by_caller() || root_of(one->found) == one->item->operation->checksum) settle(*one, Status());
       } else if (one->status.code() != ErrorCode::kStaleIncarnation) {
         settle(*one, std::move(one->status));
       }
     }
     for (auto& one : unasked_) {
       if (one.item->settled) continue;
+      if (by_caller()) {
+        settle(one, Status(ErrorCode::kUnavailable, "rdma: " + session_.control().peer().to_string() +
+                                                        " does not serve this memory (any more), by what it told this process"));
+        continue;
+      }
       one.status = Status();
       pinned_.push_back(std::move(one));
     }
@@ -136,7 +144,7 @@ class ReadBatch {
 
   Status read_pinned() {
     if (pinned_.empty()) return {};
-    if (rules_.verify) cover();
+    if (verify()) cover();
     std::vector<std::uint64_t> held;
     MOONPOOL_RETURN_IF_ERROR(pin(held));
     MOONPOOL_SYNC_POINT("rdma.read.pinned");
@@ -156,7 +164,7 @@ class ReadBatch {
       ranges.push_back(*range);
     }
     MOONPOOL_RETURN_IF_ERROR(move(wanted, ranges));
-    if (rules_.verify) hash(wanted);
+    if (verify()) hash(wanted);
     for (auto* const one : wanted) {
       if (one->status.ok()) settle(*one, verdict(*one));
     }
@@ -199,7 +207,7 @@ class ReadBatch {
       incarnations.add(request, extent);
       request.add_length(extent.length);
       request.add_first_chunk(one.range.start / kChecksumChunk);
-      request.add_chunk_count(rules_.verify ? chunks_of(one.range.length) : 0);
+      request.add_chunk_count(verify() ? chunks_of(one.range.length) : 0);
     }
     incarnations.write_to(request);
     net::Lane& lane = session_.control();
@@ -215,7 +223,7 @@ class ReadBatch {
         continue;
       }
       held.push_back(rules_.first_pin + i);
-      if (!rules_.verify) continue;
+      if (!verify()) continue;
       const auto count = static_cast<int>(chunks_of(one.range.length));
       if (reply.checksum_size() - used < count) return nonsense(lane);
       one.expected.assign(reply.checksum().begin() + used, reply.checksum().begin() + used + count);
@@ -239,7 +247,7 @@ class ReadBatch {
 
   // Of one that has arrived under a pin.
   Status verdict(const Incoming& one) const {
-    if (!rules_.verify || one.found == one.expected) return {};
+    if (!verify() || one.found == one.expected) return {};
     return {ErrorCode::kChecksumMismatch, "rdma read from " + session_.control().peer().to_string() +
                                               ": the bytes of the extent at offset " + std::to_string(one.item->operation->extent.offset) +
                                               " are not those that were written"};

@@ -77,7 +77,7 @@ class WriteBatch {
     return {};
   }
 
-  // Of all operations: the owner's answer is not known yet, and is yes nearly always.
+  // Of all operations that do not bring them: the owner's answer is not known yet, and is yes nearly always.
   void hash() {
     std::size_t chunks = 0;
     for (const auto& item : frame_) chunks += chunks_of(item.operation->extent.length);
@@ -86,9 +86,14 @@ class WriteBatch {
     all.reserve(frame_.size());
     std::size_t used = 0;
     for (const auto& item : frame_) {
-      const auto length = item.operation->extent.length;
-      all.push_back({item.operation->source, length, std::span(checksums_).subspan(used, chunks_of(length))});
-      used += chunks_of(length);
+      const WriteOperation& operation = *item.operation;
+      const auto its = std::span(checksums_).subspan(used, chunks_of(operation.extent.length));
+      used += its.size();
+      if (operation.checksums.empty()) {
+        all.push_back({operation.source, operation.extent.length, its});
+      } else {
+        std::ranges::copy(operation.checksums, its.begin());
+      }
     }
     hash_together(all);
   }

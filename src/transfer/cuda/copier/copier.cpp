@@ -211,7 +211,13 @@ class Copier::Impl {
         return status;
       }
     }
-    if (!launch.by_kernel) MOONPOOL_RETURN_IF_ERROR(queue_copies(direction, launch));
+    if (!launch.by_kernel) {
+      const auto out_of_reach = [](const Part& part) { return part.job.device_address != 0 && !part.job.checksums.empty(); };
+      if (std::ranges::any_of(launch.parts, out_of_reach)) {
+        return {ErrorCode::kNotSupported, "the host cannot compute checksums of device memory, and there are no kernels"};
+      }
+      MOONPOOL_RETURN_IF_ERROR(queue_copies(direction, launch));
+    }
     MOONPOOL_RETURN_IF_ERROR(driver_.record(launch.device, launch.slot->end(), launch.slot->stream()));
     launch.recorded = true;
     bytes_.fetch_add(launch.bytes, std::memory_order_relaxed);

@@ -34,9 +34,10 @@ struct CopyJob {
   int device = 0;
   std::span<const AddressRange> pieces;  // in this device's memory (or memory that it can reach); of any size, 0 included
   MutableBytes contiguous;               // pinned host memory, or empty when device_address is given; sizes add up to `length`
-  std::uint64_t device_address = 0;      // contiguous memory that is not the host's; not hashed then
+  std::uint64_t device_address = 0;      // contiguous memory that is not the host's
   std::uint64_t length = 0;
-  // Room for one checksum a chunk (chunks_of(length)): filled when the ticket is done. Empty: not wanted.
+  // Room for one checksum a chunk (chunks_of(length)): filled when the ticket is done. Empty: not wanted. Of contiguous memory that is not
+  // the host's only where hashes_what_it_moves(), since the host cannot: kNotSupported where a device turns out to have no kernels.
   std::span<std::uint64_t> checksums;
 };
 

@@ -40,7 +40,9 @@ Status check(const CopyJob& job, int devices) {
                    " bytes");
   }
   if (job.checksums.empty()) return {};
-  if (job.device_address != 0) return invalid("checksums are for host memory alone");
+  if (job.device_address != 0 && short_tail(job.length)) {
+    return invalid("the last chunk of " + std::to_string(job.length) + " bytes is too short for a device to hash it");
+  }
   if (job.checksums.size() == chunks_of(job.length)) return {};
   return invalid("room for " + std::to_string(job.checksums.size()) + " checksums was given, for " + std::to_string(chunks_of(job.length)) +
                  " chunks");

@@ -1,9 +1,10 @@
 #include "transfer/cuda/paths/device_paths.h"
 
 #include <algorithm>
+#include <map>
+#include <utility>
 #include <vector>
 
-#include "transfer/cuda/paths/device_operations.h"
 #include "transfer/cuda/paths/in_place.h"
 #include "transfer/cuda/paths/staged.h"
 #include "transfer/open_extents.h"
@@ -97,6 +98,33 @@ Ways ways_of(std::span<const Operation> operations, std::span<const DeviceOperat
 
 }  // namespace
 
+Staging* DevicePaths::nics_ring(Runtime* runtime, int device) {
+  return nics_ == nullptr || runtime == nullptr ? nullptr : nics_->ring(*runtime, device);
+}
+
+// Device after device; `chosen` keeps what has no outcome yet.
+template <typename Operation, typename Move>
+void DevicePaths::by_nic(Runtime& runtime, const Peer& peer, std::span<Operation> operations, std::vector<DeviceOperation>& chosen,
+                         Deadline deadline, const Move& move) {
+  if (nics_ == nullptr || chosen.empty() || !paths_.moves_device_memory(peer)) return;
+  const DeviceWay way{runtime, paths_, peer, deadline, counters_.by_nic_bytes};
+  std::map<int, std::vector<DeviceOperation>> by_device;
+  std::vector<DeviceOperation> rest;
+  for (const auto& one : chosen) {
+    const auto& operation = operations[one.index];
+    const std::uint64_t length = operation.extent.length;
+    const bool hashed =
+        one.device != kSeveralMemories && may_go_in_place(operation) && runtime.copier().hashes_what_it_moves(one.device, length);
+    Staging* const ring = hashed ? nics_ring(&runtime, one.device) : nullptr;
+    (ring != nullptr && length <= ring->capacity() ? by_device[one.device] : rest).push_back(one);
+  }
+  for (const auto& [device, all] : by_device) {
+    const auto left = move(way, *nics_ring(&runtime, device), operations, std::span(all));
+    rest.insert(rest.end(), left.begin(), left.end());
+  }
+  chosen = std::move(rest);
+}
+
 void DevicePaths::write(const Peer& peer, std::span<WriteOperation> operations, Deadline deadline) {
   Runtime* const runtime = find_();
   if (runtime == nullptr) return paths_.write(peer, operations, deadline);
@@ -108,6 +136,7 @@ void DevicePaths::write(const Peer& peer, std::span<WriteOperation> operations, 
   refuse_bad_ones(operations, chosen, deadline);
   auto ways = ways_of(std::span<const WriteOperation>(operations), chosen);
   ways.stage(cuda::write_in_place({*runtime, paths_, peer, deadline, counters_.in_place_bytes}, operations, ways.in_place));
+  by_nic(*runtime, peer, operations, ways.staged, deadline, write_by_nic);
   write_staged({*runtime, paths_, peer, deadline, counters_.staged_bytes}, operations, ways.staged);
 }
 
@@ -120,6 +149,7 @@ void DevicePaths::read(const Peer& peer, std::span<ReadOperation> operations, De
   refuse_bad_ones(operations, chosen, deadline);
   auto ways = ways_of(std::span<const ReadOperation>(operations), chosen);
   ways.stage(read_in_place({*runtime, paths_, peer, deadline, counters_.in_place_bytes}, operations, ways.in_place, verify_));
+  if (verify_) by_nic(*runtime, peer, operations, ways.staged, deadline, read_by_nic);
   read_staged({*runtime, paths_, peer, deadline, counters_.staged_bytes}, operations, ways.staged);
 }
 
