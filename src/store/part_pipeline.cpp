@@ -1,19 +1,71 @@
 #include "store/part_pipeline.h"
 
-#include <boost/asio/post.hpp>
-#include <boost/asio/thread_pool.hpp>
 #include <utility>
+
+#include "base/deadline.h"
+#include "base/pauses.h"
+#include "net/spin_policy.h"
 
 namespace moonpool::store {
 
-PartPipeline::PartPipeline() = default;
 PartPipeline::~PartPipeline() {
-  if (pool_ != nullptr) pool_->join();
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  changed_.notify_all();
+  for (auto& thread : threads_) thread.join();
 }
 
-boost::asio::thread_pool& PartPipeline::pool() {
-  std::call_once(started_, [this] { pool_ = std::make_unique<boost::asio::thread_pool>(kThreads); });
-  return *pool_;
+void PartPipeline::expect() {
+  std::call_once(started_, [this] {
+    for (std::size_t i = 0; i < kThreads; ++i) threads_.emplace_back([this] { work(); });
+  });
+  {
+    const std::lock_guard lock(mutex_);
+    expected_ = true;
+  }
+  changed_.notify_one();
+}
+
+void PartPipeline::work() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return !queue_.empty() || expected_ || ending_; });
+    if (ending_) return;
+    expected_ = false;
+    while (true) {
+      if (queue_.empty()) {
+        lock.unlock();
+        look();
+        lock.lock();
+        if (queue_.empty()) break;
+      }
+      auto part = std::move(queue_.front());
+      queue_.pop_front();
+      waiting_.fetch_sub(1, std::memory_order_relaxed);
+      lock.unlock();
+      part();
+      lock.lock();
+    }
+  }
+}
+
+// Returns when there may be a part, or it is time to sleep.
+void PartPipeline::look() const {
+  const net::SpinPolicy::Turn turn;
+  if (!turn.granted()) return;
+  const auto end = Deadline::Clock::now() + kLook;
+  while (waiting_.load(std::memory_order_relaxed) == 0 && Deadline::Clock::now() < end) net::SpinPolicy::relax();
+}
+
+void PartPipeline::run(std::function<void()> part) {
+  {
+    const std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(part));
+    waiting_.fetch_add(1, std::memory_order_relaxed);
+  }
+  changed_.notify_one();
 }
 
 void PartPipeline::Batch::add(std::function<void()> part) {
@@ -22,32 +74,20 @@ void PartPipeline::Batch::add(std::function<void()> part) {
     part();
     return;
   }
-  {
-    const std::lock_guard lock(mutex_);
-    ++running_;
-  }
-  boost::asio::post(pipeline_.pool(), [this, part = std::move(part)]() mutable {
+  running_.fetch_add(1, std::memory_order_relaxed);
+  pipeline_.run([this, part = std::move(part)]() mutable {
     part();
     part = nullptr;
     pipeline_.busy_.fetch_sub(1);
-    // Told with the lock: the batch may be gone as soon as its owner sees that nothing runs any more.
-    const std::lock_guard lock(mutex_);
-    --running_;
-    ended_.notify_one();
+    running_.fetch_sub(1, std::memory_order_release);  // the last of it: the batch may be gone now
   });
-}
-
-bool PartPipeline::Batch::full() const {
-  const std::lock_guard lock(mutex_);
-  return running_ >= kAtOnce;
 }
 
 void PartPipeline::Batch::wait_for_room() { wait_until_fewer(kAtOnce); }
 void PartPipeline::Batch::wait() { wait_until_fewer(1); }
 
-void PartPipeline::Batch::wait_until_fewer(std::size_t parts) {
-  std::unique_lock lock(mutex_);
-  ended_.wait(lock, [&] { return running_ < parts; });
+void PartPipeline::Batch::wait_until_fewer(std::size_t parts) const {
+  for (Pauses pauses; running_.load(std::memory_order_acquire) >= parts;) pauses.next();
 }
 
 }  // namespace moonpool::store

@@ -8,11 +8,11 @@
 #include <utility>
 
 #include "base/logging.h"
+#include "base/pauses.h"
 #include "transfer/checksum.h"
 #include "transfer/cuda/copier/device_staging.h"
 #include "transfer/cuda/copier/launch_plan.h"
 #include "transfer/cuda/copier/launch_slots.h"
-#include "transfer/cuda/copier/pauses.h"
 
 namespace moonpool::transfer::cuda {
 

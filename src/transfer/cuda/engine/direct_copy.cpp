@@ -4,7 +4,7 @@
 #include <chrono>
 #include <utility>
 
-#include "transfer/cuda/copier/pauses.h"
+#include "base/pauses.h"
 
 namespace moonpool::transfer::cuda {
 

@@ -1,9 +1,8 @@
-// Between two looks at whether a device has got somewhere.
+// Between two looks at whether something has ended that tells nobody (a device), or whom it told would take too long to wake (50 us seen).
 //
-// The driver's own waits cannot be ended, and a blocked thread would hold its context. So waits look again and again: without a pause at
-// first (a block of 2 MiB takes 40 us), then with ever longer ones, in proportion to how long it has been, so that 1/64 of it is lost at
-// most. While they sleep, the thread's timers are exact to a microsecond; by default Linux lets them be 50 late (prctl(2),
-// PR_SET_TIMERSLACK). Threads: one.
+// Waits look again and again: without a pause at first (a GPU's block of 2 MiB takes 40 us), then with ever longer ones, in proportion to
+// how long it has been, so that 1/64 of it is lost at most. While they sleep, the thread's timers are exact to a microsecond; by default
+// Linux lets them be 50 late (prctl(2), PR_SET_TIMERSLACK). Threads: one.
 #pragma once
 
 #include <sys/prctl.h>
@@ -14,7 +13,7 @@
 
 #include "base/deadline.h"
 
-namespace moonpool::transfer::cuda {
+namespace moonpool {
 
 class Pauses {
  public:
@@ -49,4 +48,4 @@ class Pauses {
   int slack_ = 0;  // the thread's own, in nanoseconds, while it is changed
 };
 
-}  // namespace moonpool::transfer::cuda
+}  // namespace moonpool
