@@ -127,10 +127,10 @@ Result<RegisteredMemory::Hold> RegisteredMemory::hold(std::span<const Piece> pie
   return hold_each(pieces.size(), [&](std::size_t i) { return AddressRange{pieces[i].remote, pieces[i].length}; });
 }
 
-bool RegisteredMemory::is_on_device(std::uint64_t address) const {
+std::shared_ptr<const DevicePlace> RegisteredMemory::place_of(std::uint64_t address) const {
   const std::scoped_lock lock(mutex_);
   const auto found = regions_.find(address);
-  return found != regions_.end() && found->second->place != nullptr;
+  return found == regions_.end() ? nullptr : found->second->place;
 }
 
 std::vector<RegisteredMemory::Region> RegisteredMemory::regions() const {

@@ -34,6 +34,7 @@ struct DevicePlace {
   std::string ipc_handle;        // of the allocation; empty: it cannot be exported
   std::uint64_t ipc_offset = 0;  // of the range in it
   std::string no_ipc;            // why it cannot
+  bool by_nic = false;           // the NICs of its process reach it (GPUDirect RDMA), for itself and for peers
 };
 
 class RegisteredMemory {
@@ -96,8 +97,8 @@ class RegisteredMemory {
   // Of a transfer's pieces, the ends in this process, or those that are `remote` where that is this process too.
   enum class End : std::uint8_t { kLocal, kRemote };
   [[nodiscard]] Result<Hold> hold(std::span<const Piece> pieces, End end);
-  // Whether a region of device memory begins there.
-  [[nodiscard]] bool is_on_device(std::uint64_t address) const;
+  // Of a region of device memory that begins there; else null.
+  [[nodiscard]] std::shared_ptr<const DevicePlace> place_of(std::uint64_t address) const;
   // In the order of registration.
   [[nodiscard]] std::vector<Region> regions() const;
 

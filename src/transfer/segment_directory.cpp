@@ -36,7 +36,7 @@ Result<RemoteSegment> parse_descriptor(const wire::EngineDescriptor& descriptor,
     }
     auto& range = segment.by_address.at(segment.ranges[buffer.buffer()].address);
     range.registration = buffer.registration();
-    range.place = DevicePlace{-1, buffer.device(), buffer.ipc_handle(), buffer.ipc_offset(), buffer.no_ipc()};
+    range.place = DevicePlace{-1, buffer.device(), buffer.ipc_handle(), buffer.ipc_offset(), buffer.no_ipc(), buffer.by_nic()};
     segment.has_devices = true;
   }
   return segment;

@@ -242,16 +242,26 @@ Status TransferEngine::Impl::register_memory(const AddressRange& range, std::str
   auto place = moves_.place(range);
   if (!place.ok()) return place.status();
   const bool on_device = *place != nullptr;
+  const MutableBytes memory = bytes_at(range);
+  // A device's memory goes by way of the host's where NICs do not reach it; that of the host has to be theirs.
+  if (on_device && rdma_) {
+    const auto add = [&](const DmaBuf& buffer) { return rdma_->add(memory, &buffer); };
+    (*place)->by_nic = moves_.give_to_nics(range, (*place)->device, add);
+  }
+  bool pinned = on_device && (*place)->by_nic;
   const std::string where = on_device && location == "*" ? "cuda:" + std::to_string((*place)->device) : std::string(location);
-  MOONPOOL_RETURN_IF_ERROR(memory_.add(range.address, range.length, where, std::move(*place)));
-  if (on_device) served_moves_.prepare();
-  const bool one_sided = rdma_ && !on_device;
-  Status status = one_sided ? rdma_->add(bytes_at(range)) : Status();
-  const bool pinned = one_sided && status.ok();
+  Status status = memory_.add(range.address, range.length, where, std::move(*place));
+  const bool added = status.ok();
+  if (added && on_device) served_moves_.prepare();
+  if (added && !on_device && rdma_) {
+    status = rdma_->add(memory);
+    pinned = status.ok();
+  }
   if (status.ok()) status = publish();
   if (status.ok()) return {};
   // Not registered, then: the caller sees why.
-  if (pinned) (void)rdma_->remove(bytes_at(range).data(), deadline());
+  if (pinned) (void)rdma_->remove(memory.data(), deadline());
+  if (!added) return status;
   (void)memory_.remove(range.address, deadline());
   if (on_device) moves_.forget(range.address);
   return status;
@@ -260,8 +270,9 @@ Status TransferEngine::Impl::register_memory(const AddressRange& range, std::str
 Status TransferEngine::Impl::unregister_memory(std::uint64_t address) {
   const auto until = deadline();
   const void* const begin = bytes_at({address, 1}).data();
-  const bool on_device = memory_.is_on_device(address);
-  const bool one_sided = rdma_ && !on_device;
+  const auto place = memory_.place_of(address);
+  const bool on_device = place != nullptr;
+  const bool one_sided = rdma_ && (!on_device || place->by_nic);
   if (one_sided) rdma_->revoke(begin);  // peers do not ask this engine before they touch its memory
   Status removed = memory_.remove(address, until);
   if (removed.code() == ErrorCode::kInvalidParams) return removed;
@@ -318,7 +329,11 @@ Status TransferEngine::Impl::move(const RemoteSegment& target, const cuda::Engin
   if (target.incarnation == incarnation_) return move_within(transfer);
   const auto host_to_host = [&](std::span<const Piece> pieces) { return move_host(target, transfer.opcode, pieces, transfer.deadline); };
   if (cuda::EngineMoves::concerns(target, transfer.pieces, transfer.local)) {
-    return moves_.move(target, transfer, {host_to_host, rdma_ != nullptr, tcp_allowed_});
+    cuda::EngineMoves::Network network{host_to_host, {}, tcp_allowed_};
+    if (rdma_) {
+      network.one_sided = [&](std::span<const Piece> pieces) { return move_one_sided(target, transfer.opcode, pieces, transfer.deadline); };
+    }
+    return moves_.move(target, transfer, network);
   }
   if (transfer.after) MOONPOOL_RETURN_IF_ERROR(moves_.wait_for_stream(*transfer.after, transfer.deadline));
   return host_to_host(transfer.pieces);

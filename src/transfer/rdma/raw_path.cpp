@@ -132,9 +132,9 @@ Status RawPath::name_broken(PeerSession& session, Deadline deadline) {
   return status;
 }
 
-Status RawPath::add(MutableBytes memory) {
-  MOONPOOL_RETURN_IF_ERROR(memory_->add_local(memory));
-  Status served = memory_->serve(incarnation_, memory);
+Status RawPath::add(MutableBytes memory, const DmaBuf* device) {
+  MOONPOOL_RETURN_IF_ERROR(memory_->add_local(memory, device));
+  Status served = memory_->serve(incarnation_, memory, device);
   if (!served.ok()) (void)memory_->remove_local(memory.data(), Deadline::after(std::chrono::seconds(1)));  // nobody knows of it yet
   return served;
 }

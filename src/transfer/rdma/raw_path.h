@@ -5,6 +5,9 @@
 // memory, and only then does move() return, so a notification that is sent afterwards cannot overtake them. Rails that broke during a write
 // are named to the peer, which destroys its ends before move() returns: nothing late of them arrives over what is written next.
 //
+// Memory of devices that the NICs reach (GPUDirect RDMA) is moved as the host's is. Device memory that was not added must not be in a
+// piece.
+//
 // Whatever fails for the path's sake, and memory that the peer does not (any more) serve by RDMA, is kUnavailable: over TCP the peer's own
 // CPU checks the request and says what is wrong. Registered memory costs a registration for each NIC and use (ours, and the peers'), so
 // twice its size of locked memory. Threads: any. Ownership: the engine's, outlives its server.
@@ -35,8 +38,8 @@ class RawPath {
 
   // Before the server's start.
   void serve(net::Server& server);
-  // All or nothing. Errors as MemoryMap's.
-  Status add(MutableBytes memory);
+  // All or nothing. `device`: it is a device's memory. Errors as MemoryMap's.
+  Status add(MutableBytes memory, const DmaBuf* device = nullptr);
   // Peers' access ends before it returns, whatever they do; it waits for nobody. Harmless for memory that is not registered.
   void revoke(const void* address);
   // The rest of it: our own transfers are waited for.

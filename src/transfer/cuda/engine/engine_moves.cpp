@@ -8,6 +8,7 @@
 #include "base/sync_point.h"
 #include "transfer/cuda/engine/frame_carriers.h"
 #include "transfer/cuda/engine/host_identity.h"
+#include "transfer/cuda/exported_memory.h"
 #include "transfer/range_memo.h"
 
 namespace moonpool::transfer::cuda {
@@ -43,8 +44,8 @@ int EngineMoves::device_of(const RegisteredMemory::Region* region) {
   return region == nullptr || region->place == nullptr ? kHost : region->place->device;
 }
 
-Result<std::shared_ptr<const DevicePlace>> EngineMoves::place(const AddressRange& range) {
-  const std::shared_ptr<const DevicePlace> host;
+Result<std::shared_ptr<DevicePlace>> EngineMoves::place(const AddressRange& range) {
+  const std::shared_ptr<DevicePlace> host;
   Runtime* const runtime = find_();
   if (runtime == nullptr || range.address == 0 || range.length == 0) return host;
   const auto memory = bytes_at(range);
@@ -75,7 +76,22 @@ Result<std::shared_ptr<const DevicePlace>> EngineMoves::place(const AddressRange
   runtime->remember(memory);
   const std::scoped_lock lock(mutex_);
   devices_.insert(*device);
-  return std::shared_ptr<const DevicePlace>(std::make_shared<DevicePlace>(std::move(place)));
+  return std::make_shared<DevicePlace>(std::move(place));
+}
+
+bool EngineMoves::give_to_nics(const AddressRange& range, int device, const std::function<Status(const DmaBuf&)>& add) {
+  Runtime* const runtime = find_();
+  if (runtime == nullptr || runtime->settings().nic_ring_bytes == 0) return false;
+  auto exported = export_memory(runtime->driver(), device, range);
+  const Status status = exported.ok() ? add(exported->buffer) : exported.status();
+  if (status.ok() || status.code() == ErrorCode::kSegmentAlreadyExists) return status.ok();  // an overlap is said to who asked for it
+  {
+    const std::scoped_lock lock(mutex_);
+    if (!said_no_nics_.insert(device).second) return false;
+  }
+  log::warning("transfer engine: memory of GPU {} goes to and from NICs by way of pinned host memory, without GPUDirect RDMA: {}", device,
+               status.message());
+  return false;
 }
 
 void EngineMoves::forget(std::uint64_t address) {
@@ -93,6 +109,7 @@ void EngineMoves::describe(std::span<const RegisteredMemory::Region> regions, wi
     buffer.set_ipc_handle(place.ipc_handle);
     buffer.set_ipc_offset(place.ipc_offset);
     buffer.set_no_ipc(place.no_ipc);
+    buffer.set_by_nic(place.by_nic);
   }
   if (descriptor.device_buffer_size() == 0) return;
   descriptor.set_cuda_host(host_identity());
@@ -187,7 +204,15 @@ Status EngineMoves::move(const RemoteSegment& peer, const Transfer& transfer, co
   if (!after.ok()) return after.status();
   std::vector<Piece> plain;
   PieceGroups<RemoteRange> between_devices;
-  LocatedPieces to_host, by_tcp;
+  LocatedPieces by_nics, to_host, by_tcp;
+  // The first of the ways that there is.
+  const auto add_to_network = [&](const Located& next, bool for_nics) {
+    const auto* const region = static_cast<const RegisteredMemory::Region*>(next.local);
+    const auto* const range = static_cast<const RemoteRange*>(next.remote);
+    const bool nics_reach_it =
+        network.one_sided && (next.device == kHost || region->place->by_nic) && (!range->place || range->place->by_nic);
+    append(for_nics && nics_reach_it ? by_nics : range->place ? by_tcp : to_host, next);
+  };
   RegisteredMemory::Walk regions(transfer.local);
   RangeMemo<const RemoteRange> memo;
   for (std::size_t i = 0; i < transfer.pieces.size(); ++i) {
@@ -201,7 +226,7 @@ Status EngineMoves::move(const RemoteSegment& peer, const Transfer& transfer, co
     } else if (!device_here && !range.place) {
       plain.push_back(piece);
     } else {
-      append(range.place ? by_tcp : to_host, {piece, device_of(region), region, &range});
+      add_to_network({piece, device_of(region), region, &range}, true);
     }
   }
   if (!plain.empty()) MOONPOOL_RETURN_IF_ERROR(network.host_to_host(plain));
@@ -213,8 +238,16 @@ Status EngineMoves::move(const RemoteSegment& peer, const Transfer& transfer, co
     } else {
       say_once(peer, copied.message());
       for (const auto& [local, remote, pieces, follower] : between_devices) {
-        for (const auto& piece : pieces) by_tcp.push_back({piece, device_of(local), local, remote});
+        for (const auto& piece : pieces) add_to_network({piece, device_of(local), local, remote}, true);
       }
+    }
+  }
+  if (!by_nics.empty()) {
+    const Status moved = by_nic(runtime, transfer, network, by_nics, *after);
+    if (!moved.ok() && moved.code() != ErrorCode::kUnavailable) return moved;
+    if (!moved.ok()) {
+      say_once(peer, moved.message());
+      for (const auto& located : by_nics) add_to_network(located, false);
     }
   }
   if (!network.one_sided) {
@@ -230,6 +263,27 @@ Status EngineMoves::move(const RemoteSegment& peer, const Transfer& transfer, co
   }
   LaneCarrier carrier(lanes_of_all_, lanes_, peer, transfer.opcode, transfer.deadline);
   return staged(transfer.opcode, by_tcp, *after, carrier, transfer.deadline);
+}
+
+Status EngineMoves::by_nic(Runtime* runtime, const Transfer& transfer, const Network& network, const LocatedPieces& pieces, Stream after) {
+  std::set<int> devices;
+  std::vector<Piece> wire;
+  wire.reserve(pieces.size());
+  std::uint64_t device_bytes = 0;
+  for (const auto& [piece, device, local, remote] : pieces) {
+    wire.push_back(piece);
+    device_bytes += piece.length;
+    if (device != kHost) devices.insert(device);
+  }
+  if (!devices.empty()) {
+    if (runtime == nullptr) return no_cuda();
+    if (after != Stream::kLegacyDefault || runtime->settings().after_default_stream) {
+      MOONPOOL_RETURN_IF_ERROR(wait_for_stream(*runtime, after, devices, transfer.deadline));
+    }
+  }
+  MOONPOOL_RETURN_IF_ERROR(network.one_sided(wire));
+  counters_.gpudirect_bytes += device_bytes;
+  return {};
 }
 
 Status EngineMoves::move_within(const Transfer& transfer, Regions remote) {

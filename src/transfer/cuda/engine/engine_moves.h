@@ -4,12 +4,16 @@
 //  1. as before, where both ends are host memory.
 //  2. direct, device to device: within this process, or into the memory of another process of this host (CUDA IPC). This process's GPU does
 //     the copy; the peer's part is a hold for the time of it (wire::DeviceHoldRequest).
-//  3. staged: pinned memory of Runtime::staging() in windows of at most kWindowBytes, so that one is copied while the one before it is on
-//  the
-//     wire. The peer's device memory is always reached over TCP (no GPUDirect yet); its host memory also by RDMA.
-// What keeps a peer's device memory from being reached directly is said once for each incarnation of it.
+//  3. by NIC, one-sided, where the NICs at both ends reach the memory there (GPUDirect RDMA): registered device memory that could be given
+//     to them, and the host's. No byte passes through host memory on its way to or from a device.
+//  4. staged: pinned memory of Runtime::staging() in windows of at most kWindowBytes, so that one is copied while the one before it is on
+//     the wire. The peer's device memory is then reached over TCP, its host memory also by RDMA.
+// What keeps a peer's device memory from being reached directly is said once for each incarnation of it, what keeps NICs from ours once a
+// device.
 //
-// Order: copies come after what is queued on the stream of the transfer (the legacy default stream unless named otherwise). Threads: any.
+// Order: copies come after what is queued on the stream of the transfer (the legacy default stream unless named otherwise); a NIC is in no
+// stream's order, so this thread waits for that before it has one work. With the peer's streams one-sided work has no order at all: the
+// peer uses what was written once it is told of it, and kernels that it launches then see it. Threads: any.
 // Lifetime: the engine's; the runtime outlives it. An engine that never had device memory costs one look at an empty list per transfer.
 #pragma once
 
@@ -31,6 +35,7 @@
 #include "transfer/cuda/engine/piece_groups.h"
 #include "transfer/cuda/engine/staged_window.h"
 #include "transfer/cuda/runtime.h"
+#include "transfer/dma_buf.h"
 #include "transfer/opcode.h"
 #include "transfer/registered_memory.h"
 #include "transfer/segment_directory.h"
@@ -39,6 +44,7 @@ namespace moonpool::transfer::cuda {
 
 struct MoveCounters {
   std::atomic<std::uint64_t> direct_bytes{0};
+  std::atomic<std::uint64_t> gpudirect_bytes{0};
   std::atomic<std::uint64_t> staged_bytes{0};  // by this side's staging memory
 };
 
@@ -54,7 +60,9 @@ class EngineMoves {
 
   // ---- registered memory
   // Null for host memory. kInvalidParams for a range that begins and ends in different memories.
-  [[nodiscard]] Result<std::shared_ptr<const DevicePlace>> place(const AddressRange& range);
+  [[nodiscard]] Result<std::shared_ptr<DevicePlace>> place(const AddressRange& range);
+  // Whether NICs reach device memory now: `add` registers it with them. If not, the log says why, once a device.
+  [[nodiscard]] bool give_to_nics(const AddressRange& range, int device, const std::function<Status(const DmaBuf&)>& add);
   void forget(std::uint64_t address);
   // Adds what peers need to know of device memory; `regions` are the descriptor's buffers in order.
   void describe(std::span<const RegisteredMemory::Region> regions, wire::EngineDescriptor& descriptor) const;
@@ -70,8 +78,8 @@ class EngineMoves {
   // How the engine reaches a peer's host memory.
   struct Network {
     std::function<Status(std::span<const Piece>)> host_to_host;
-    bool one_sided = false;  // host_to_host is more than TCP
-    bool tcp = true;         // may be used
+    std::function<Status(std::span<const Piece>)> one_sided;  // by NIC alone, kUnavailable where that fails; empty: there are none
+    bool tcp = true;                                          // may be used
   };
   // Whether a transfer needs move().
   [[nodiscard]] static bool concerns(const RemoteSegment& peer, std::span<const Piece> pieces, Regions local);
@@ -114,6 +122,7 @@ class EngineMoves {
   Result<PeerHold> take_hold(const RemoteSegment& peer, const PieceGroups<RemoteRange>& groups, Deadline deadline);
   Result<std::uint64_t> reach(Runtime& runtime, const RemoteSegment& peer, const RemoteRange& range, int device,
                               std::vector<IpcMappings::Use>& uses);
+  Status by_nic(Runtime* runtime, const Transfer& transfer, const Network& network, const LocatedPieces& pieces, Stream after);
   Status copy(Runtime& runtime, Opcode opcode, const Batches& by_device, Stream after, bool reachable, Deadline deadline);
   Status staged(Opcode opcode, const LocatedPieces& pieces, Stream after, Carrier& carrier, Deadline deadline);
   Status write_staged(Runtime* runtime, Frames& frames, Windows& windows, Stream after, Carrier& carrier, Deadline deadline);
@@ -136,6 +145,7 @@ class EngineMoves {
   std::map<std::string, int> by_uuid_;
   std::map<std::pair<int, int>, Status> access_;  // of a device to another
   std::set<Incarnation> said_;
+  std::set<int> said_no_nics_;  // by device
 };
 
 }  // namespace moonpool::transfer::cuda

@@ -374,7 +374,8 @@ Outcome<net::UniqueFd> Fake::export_dma_buf(int device, std::uint64_t address, s
   const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   const std::shared_lock lock(memory_mutex_);
   const auto* range = addresses_.find(address);
-  if (range == nullptr && size > 0) range = addresses_.find(address + size - 1);  // one that begins or ends within its page
+  // It may begin within its first page.
+  for (std::uint64_t at = address; range == nullptr && at < address + page; at += kAllocationAlignment) range = addresses_.find(at);
   if (range == nullptr || range->opened_by >= 0 || range->allocation.device != device || size == 0 || (address | size) % page != 0)
     return refused(Result::kInvalidValue, "CUDA_ERROR_INVALID_VALUE", "invalid argument");
   auto file = devices_->open_file(device, range->allocation.offset + address - addresses_.base_of(*range));

@@ -12,8 +12,6 @@
 namespace moonpool::transfer::cuda {
 namespace {
 
-constexpr std::uint64_t kAlignment = 512;  // of an allocation, as cuMemAlloc has it
-
 std::uint64_t rounded(std::uint64_t size, std::uint64_t alignment) { return (size + alignment - 1) / alignment * alignment; }
 std::uint64_t number_of(const std::byte* memory) { return reinterpret_cast<std::uintptr_t>(memory); }
 
@@ -76,9 +74,9 @@ std::byte* FakeDevices::bytes(int device, std::uint64_t offset) const {
 std::optional<FakeDevices::Allocation> FakeDevices::allocate(std::uint64_t process, int device, std::uint64_t size) {
   const std::lock_guard lock(mutex_);
   Memory& memory = devices_[std::size_t(device)];
-  const auto offset = find_room(memory, rounded(size, kAlignment));
+  const auto offset = find_room(memory, rounded(size, kAllocationAlignment));
   if (!offset) return std::nullopt;
-  memory.taken[*offset] = rounded(size, kAlignment);
+  memory.taken[*offset] = rounded(size, kAllocationAlignment);
   const std::uint64_t id = next_id_++;
   return allocations_[id] = {.id = id, .process = process, .device = device, .offset = *offset, .size = size, .users = 1, .freed = false};
 }

@@ -23,6 +23,8 @@
 
 namespace moonpool::transfer::cuda {
 
+inline constexpr std::uint64_t kAllocationAlignment = 512;  // as cuMemAlloc has it
+
 // An mmap of its own.
 class FakeMapping {
  public:
