@@ -16,6 +16,7 @@ namespace moonpool::net {
 namespace {
 
 constexpr int kMaxScore = 8;
+constexpr int kManyCpus = 8;
 constexpr std::uint32_t kRetryEvery = 64;
 constexpr std::int64_t kLoadSampleNs = 20'000'000;
 
@@ -52,6 +53,8 @@ bool run_queue_full() {
 }
 
 }  // namespace
+
+SpinPolicy::Duration SpinPolicy::default_limit() { return std::chrono::microseconds(available_cpus() >= kManyCpus ? 150 : 50); }
 
 SpinPolicy::SpinPolicy(Duration limit) : limit_(available_cpus() > 1 ? limit : Duration::zero()) {}
 

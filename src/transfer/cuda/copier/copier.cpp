@@ -4,11 +4,13 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <mutex>
 #include <string>
 #include <utility>
 
 #include "base/logging.h"
 #include "base/pauses.h"
+#include "base/spin_lock.h"
 #include "transfer/checksum.h"
 #include "transfer/cuda/copier/device_staging.h"
 #include "transfer/cuda/copier/launch_plan.h"
@@ -107,6 +109,9 @@ class Copier::Impl {
     Device(Driver& driver, int device, std::uint64_t staging_bytes) : slots(driver, device), staging(driver, device, staging_bytes) {}
     LaunchSlots slots;
     DeviceStaging staging;
+    // One call of the driver's at a time: threads that met at its own lock would sleep there, and a submission took 100 us in place of 5.
+    // Who only looks for the end of its work does not wait for it.
+    SpinLock calls;
     std::atomic<bool> no_kernels{false};                       // launch() has said so
     std::atomic<bool> has_kernels{false};                      // launch() has taken one
     std::atomic<std::uint32_t> blocks{0};                      // that a launch may have; 0: not known yet
@@ -162,6 +167,7 @@ class Copier::Impl {
     if (work.launches.empty() || (after == Stream::kLegacyDefault && !settings_.after_default_stream)) return {};
     if (static_cast<std::uintptr_t>(after) <= kLastImplicitStream) {
       for (auto& launch : work.launches) {
+        const std::scoped_lock one_at_a_time(device(launch.device).calls);
         Status status = driver_.record(launch.device, launch.slot->before(), after);
         if (status.ok()) status = let_wait(launch, launch.slot->before());
         if (!status.ok()) return named(launch.device, status);
@@ -200,6 +206,7 @@ class Copier::Impl {
 
   Status queue(Direction direction, Launch& launch) {
     launch.touched = true;
+    std::unique_lock one_at_a_time(device(launch.device).calls);
     if (launch.by_kernel) {
       const Status status = queue_kernel(direction, launch);
       if (status.code() == ErrorCode::kNotSupported) {
@@ -212,6 +219,7 @@ class Copier::Impl {
       }
     }
     if (!launch.by_kernel) {
+      one_at_a_time.unlock();  // it may hash on the way
       const auto out_of_reach = [](const Part& part) { return part.job.device_address != 0 && !part.job.checksums.empty(); };
       if (std::ranges::any_of(launch.parts, out_of_reach)) {
         return {ErrorCode::kNotSupported, "the host cannot compute checksums of device memory, and there are no kernels"};
@@ -326,7 +334,10 @@ class Copier::Impl {
   static void hash(const CopyJob& job, std::size_t chunk) { job.checksums[chunk] = checksum(chunk_of(job, chunk)); }
 
   void look(Direction direction, Launch& launch) {
+    std::unique_lock not_now(device(launch.device).calls, std::try_to_lock);
+    if (!not_now.owns_lock()) return;
     const auto done = driver_.done(launch.device, launch.slot->end());
+    not_now.unlock();
     if (done && !*done) return;
     launch.ended = true;
     if (!done) launch.status = named(launch.device, done.status());

@@ -191,9 +191,28 @@ TEST_F(CopierTest, ContiguousMemoryMayBeAnotherDevices) {
   driver_->peek(there, arrived);
   EXPECT_EQ(arrived, scattered.bytes());
 
-  std::uint64_t sums[2];
+  std::vector<std::uint64_t> sums(2);
   job.checksums = sums;
-  EXPECT_EQ(run(Direction::kGather, std::span(&job, 1)).code(), ErrorCode::kInvalidParams);
+  ASSERT_TRUE(run(Direction::kGather, std::span(&job, 1)).ok());
+  EXPECT_EQ(sums, checksums_of(scattered.bytes()));
+}
+
+TEST_F(CopierTest, OfContiguousMemoryThatIsADevicesOnlyItsKernelsComputeChecksums) {
+  start();
+  const auto long_enough = pieces_of(0, 2 * kChecksumChunk, 3000, 8);
+  const auto short_tail = pieces_of(0, kChecksumChunk + 3, 3000, 9);
+  const std::uint64_t there = allocate(0, long_enough.length);
+  std::vector<std::uint64_t> sums(2);
+  CopyJob job = job_of(short_tail, {}, &sums);
+  job.device_address = there;
+  EXPECT_EQ(run(Direction::kGather, std::span(&job, 1)).code(), ErrorCode::kInvalidParams) << "the host would have to";
+  start({.kernels = false});
+  const auto without_kernels = pieces_of(0, 2 * kChecksumChunk, 3000, 8);
+  job = job_of(without_kernels, {}, &sums);
+  job.device_address = allocate(0, without_kernels.length);
+  for (const auto direction : {Direction::kGather, Direction::kScatter}) {
+    EXPECT_EQ(run(direction, std::span(&job, 1)).code(), ErrorCode::kNotSupported);
+  }
 }
 
 // A stream's queue of work that ends with the bytes that a gather has to see.
