@@ -161,10 +161,12 @@ class RowsRead {
   NestedNumbers addresses_, sizes_;
 };
 
-// Bytes of a part: of the first one few, so that they are soon on their way, of each other twice as many as of the one before it, up to so
-// many that a launch and two calls of the master are little beside them, and that the device's staging memory takes.
+// Bytes of a part: of the first ones few, so that they are soon on their way while others are made ready, of every kSteady-th twice as many
+// as of those before it, up to so many that a launch and two calls of the master are little beside them, and that the device's staging
+// memory takes. (A part with 4096 pieces takes 0.3 ms until its copy is queued, a third of it the master's.)
 constexpr std::uint64_t kFirstPart = 2U << 20;
 constexpr std::uint64_t kLargestPart = 16U << 20;
+constexpr std::size_t kSteady = 2;
 
 // A call with hundreds of pieces a key. With pieces in device memory it goes part by part, each as soon as its rows are read; a row of the
 // wrong type ends it there, and keys before it have been served. Other memory keeps the CPU busy, and goes at once.
@@ -189,8 +191,9 @@ typename Work::Answer by_rows(Store& store, std::string_view call, const Keys& k
   };
   try {
     auto rows = std::make_shared<RowsRead>(std::move(first));
-    for (std::uint64_t bytes = kFirstPart; true;) {
-      bytes = std::min(2 * bytes, kLargestPart);
+    std::uint64_t bytes = kFirstPart;
+    for (std::size_t number = 1; true; ++number) {
+      if (number % kSteady == 0) bytes = std::min(2 * bytes, kLargestPart);
       const std::size_t next = rows->first() + rows->size();
       const bool last = rows->is_last();
       add(std::move(rows));

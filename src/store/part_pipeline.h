@@ -22,7 +22,7 @@ namespace moonpool::store {
 
 class PartPipeline {
  public:
-  static constexpr std::size_t kAtOnce = 5;             // parts of one batch
+  static constexpr std::size_t kAtOnce = 8;             // parts of one batch
   static constexpr std::size_t kThreads = 2 * kAtOnce;  // a put and a get at the same time do not wait for each other
   static constexpr std::chrono::microseconds kLook{200};
 

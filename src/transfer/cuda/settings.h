@@ -11,9 +11,9 @@ struct Settings {
   std::uint32_t multiprocessors = 16;
   // MOONPOOL_CUDA_STAGING: bytes of pinned memory per process for peers that are not reached by shared memory ("64MB").
   std::uint64_t staging_bytes = std::uint64_t{64} << 20;
-  // MOONPOOL_CUDA_DEVICE_STAGING: bytes of memory of each device through which large copies go to and from the host ("160MB"); 0: none, the
+  // MOONPOOL_CUDA_DEVICE_STAGING: bytes of memory of each device through which large copies go to and from the host ("256MB"); 0: none, the
   // kernels reach the host's memory themselves.
-  std::uint64_t device_staging_bytes = std::uint64_t{160} << 20;
+  std::uint64_t device_staging_bytes = std::uint64_t{256} << 20;
   // MOONPOOL_CUDA_GPUDIRECT: bytes of memory of each device by which NICs take and bring its data ("64MB"); 0: no GPUDirect RDMA, device
   // data goes to and from NICs by way of pinned host memory.
   std::uint64_t nic_ring_bytes = std::uint64_t{64} << 20;
