@@ -79,9 +79,6 @@ class LaterCalls(_native.store.MooncakeDistributedStore):
     def batch_put_tensor_with_parallelism_from(self, keys: list[str], buffer_ptrs: list[int], sizes: list[int], parallelisms: object = None, config: ReplicateConfig = _DEFAULT_CONFIG, writer_partitions: object = None) -> list[int]:
         return _codes("batch_put_tensor_with_parallelism_from", keys)
 
-    def batch_put_tensor_with_tp_from(self, base_keys: list[str], buffer_ptrs: list[int], sizes: list[int], tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> list[int]:
-        return _codes("batch_put_tensor_with_tp_from", base_keys)
-
     def batch_replica_clear(self, keys: list[str], segment_name: str = "") -> list[str]:
         return _nothing("batch_replica_clear", [])
 
@@ -114,9 +111,6 @@ class LaterCalls(_native.store.MooncakeDistributedStore):
 
     def put_tensor_with_parallelism_from(self, key: str, buffer_ptr: int, size: int, parallelism: object = None, config: ReplicateConfig = _DEFAULT_CONFIG, writer_partition: object = None) -> int:
         return _code("put_tensor_with_parallelism_from")
-
-    def put_tensor_with_tp_from(self, key: str, buffer_ptr: int, size: int, tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> int:
-        return _code("put_tensor_with_tp_from")
 
     def query_task(self, task_id: tuple[int, int]) -> tuple:
         return _nothing("query_task", (None, NOT_SUPPORTED))

@@ -134,9 +134,12 @@ def _why_not(torch: ModuleType, tensor: object) -> str:
     return ""
 
 
-def _plain(tensor: Any) -> Any:
+def _plain(torch: ModuleType, tensor: Any) -> Any:
     """The same elements in C order and with nothing left to be done when they are read (conjugation, negation)."""
-    return tensor.detach().resolve_conj().resolve_neg().contiguous()
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    if plain.dtype.itemsize == 1:  # as bytes: torch rearranges no integers narrower than eight bits
+        return plain.view(torch.uint8).contiguous().view(plain.dtype)
+    return plain.contiguous()
 
 
 def _wait_for_current_streams(torch: ModuleType, devices: Iterable[Any]) -> None:
@@ -215,7 +218,7 @@ class TensorCalls(LaterCalls):
             return [NOT_SUPPORTED] * len(keys)
         if len(tensors) != len(keys):
             return [INVALID] * len(keys)
-        held = [None if self._refused(call, torch, key, tensor) else _plain(tensor) for key, tensor in zip(keys, tensors, strict=True)]
+        held = [None if self._refused(call, torch, key, tensor) else _plain(torch, tensor) for key, tensor in zip(keys, tensors, strict=True)]
         headers = _Headers([0 if tensor is None else header_bytes(tensor.dim()) for tensor in held])
         pieces: list[_Pieces] = []
         for index, tensor in enumerate(held):
@@ -469,6 +472,39 @@ class TensorCalls(LaterCalls):
     ) -> list[int]:
         """pub_tensor_with_tp of each pair; one code per key."""
         return self._write_shards("batch_pub_tensor_with_tp", base_keys, tensors_list, config, tp_rank, tp_size, split_dim)
+
+    def _write_shards_at(
+        self, call: str, keys: list[str], addresses: list[int], sizes: list[int], tp_rank: int, tp_size: int, split_dim: int
+    ) -> list[int]:
+        """From memory that holds header and elements of whole tensors. Parts that lie side by side there leave from where they are."""
+        torch = _torch(call)
+        if torch is None:
+            return [NOT_SUPPORTED] * len(keys)
+        if len(addresses) != len(keys) or len(sizes) != len(keys) or not 0 <= tp_rank < tp_size:
+            return [INVALID] * len(keys)
+        codes = [INVALID] * len(keys)
+        whole: list[tuple[int, Any]] = []
+        for index, (key, address, size) in enumerate(zip(keys, addresses, sizes, strict=True)):
+            try:
+                memory = _bytes_at(torch, address, self._object_at(torch, address, size))
+                whole.append((index, _shaped(memory, Header.read(torch, _start_of(memory), len(memory)))))
+            except NoTensor as error:
+                _native.log_error(f"{call}: the {size} bytes of memory for key '{key}' are no tensor: {error}")
+        tensors = [tensor for _, tensor in whole]
+        answers = self._write_shards(call, [keys[index] for index, _ in whole], tensors, _DEFAULT_CONFIG, tp_rank, tp_size, split_dim)
+        for (index, _), code in zip(whole, answers, strict=True):
+            codes[index] = code
+        return codes
+
+    def put_tensor_with_tp_from(self, key: str, buffer_ptr: int, size: int, tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> int:
+        """put_tensor_with_tp of the whole tensor that lies at `buffer_ptr` as get_tensor_into leaves it, its header first, within `size` bytes."""
+        return self._write_shards_at("put_tensor_with_tp_from", [key], [buffer_ptr], [size], tp_rank, tp_size, split_dim)[0]
+
+    def batch_put_tensor_with_tp_from(
+        self, base_keys: list[str], buffer_ptrs: list[int], sizes: list[int], tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0
+    ) -> list[int]:
+        """put_tensor_with_tp_from of each key; one code per key."""
+        return self._write_shards_at("batch_put_tensor_with_tp_from", base_keys, buffer_ptrs, sizes, tp_rank, tp_size, split_dim)
 
     def get_tensor_with_tp(self, key: str, tp_rank: int = 0, tp_size: int = 1, split_dim: int = 0) -> object:
         """The part of rank tp_rank; with tp_size 1 the whole tensor."""

@@ -29,7 +29,8 @@ def random_tensor(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 
 
 def bits(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist()) if tensor.numel() else b""
+    plain = tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor  # torch rearranges no integers narrower than eight bits
+    return bytes(plain.contiguous().view(-1).view(torch.uint8).tolist()) if tensor.numel() else b""
 
 
 def same(one: torch.Tensor | None, other: torch.Tensor) -> bool:
@@ -256,6 +257,36 @@ def test_splitting_that_does_not_divide_leaves_no_element_out_and_wrong_ranks_ar
     assert store.pub_tensor_with_tp("whole", tensor) == 0
     assert same(store.get_tensor_with_tp("whole"), tensor)
     assert store.batch_put_tensor_with_tp(["z"], [tensor], 0, 2) == [0]
+
+
+@pytest.mark.parametrize("split_dim", [0, 1, -1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_whole_tensor_in_memory_is_split_over_the_ranks(store, dtype: torch.dtype, split_dim: int) -> None:
+    tensor = random_tensor(dtype, 5, 8)
+    assert store.put_tensor("whole", tensor) == 0
+    memory = torch.zeros(4096, dtype=torch.uint8)
+    assert store.get_tensor_into("whole", memory.data_ptr(), memory.numel()) is not None
+    assert store.put_tensor_with_tp_from("w", memory.data_ptr(), memory.numel(), 2, 3, split_dim) == 0
+    parts = [store.get_tensor_with_tp("w", rank, 3) for rank in range(3)]
+    assert all(same(part, wanted) for part, wanted in zip(parts, torch.tensor_split(tensor, 3, dim=split_dim), strict=True))
+    assert store.is_exist("w") == 0
+
+
+def test_memory_to_split_is_checked_key_by_key(store, capfd: pytest.CaptureFixture[str]) -> None:
+    tensor = torch.rand(4, 6)
+    assert store.put_tensor("whole", tensor) == 0
+    memory, junk = torch.zeros(4096, dtype=torch.uint8), torch.zeros(4096, dtype=torch.uint8)
+    assert store.get_tensor_into("whole", memory.data_ptr(), memory.numel()) is not None
+    addresses = [memory.data_ptr(), junk.data_ptr(), memory.data_ptr(), 0]
+    assert store.batch_put_tensor_with_tp_from(["a", "b", "c", "d"], addresses, [4096, 4096, 200, 4096], 0, 2) == [0, INVALID, INVALID, INVALID]
+    assert same(torch.cat(store.batch_get_tensor(["a_tp_0", "a_tp_1"])), tensor)
+    assert store.batch_is_exist(["b_tp_0", "c_tp_0", "d_tp_0"]) == [0, 0, 0]
+    assert "the 200 bytes of memory for key 'c' are no tensor" in capfd.readouterr().err
+    assert store.put_tensor_with_tp_from("e", memory.data_ptr(), 4096) == 0  # one rank: the tensor under its own key
+    assert same(store.get_tensor("e"), tensor)
+    for rank, size, split_dim in ((2, 2, 0), (-1, 2, 0), (0, 0, 0), (0, 2, 2)):
+        assert store.put_tensor_with_tp_from("f", memory.data_ptr(), 4096, rank, size, split_dim) == INVALID
+    assert store.batch_put_tensor_with_tp_from(["f"], [], [4096]) == [INVALID]
 
 
 def test_before_setup_the_calls_answer_as_all_others_do() -> None:
