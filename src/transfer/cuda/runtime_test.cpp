@@ -230,7 +230,7 @@ TEST_F(SettingsTest, NothingSaysTheDefaults) {
   const auto settings = Settings::from_environment();
   EXPECT_EQ(settings.multiprocessors, 16U);
   EXPECT_EQ(settings.staging_bytes, std::uint64_t{64} << 20);
-  EXPECT_EQ(settings.device_staging_bytes, std::uint64_t{160} << 20);
+  EXPECT_EQ(settings.device_staging_bytes, std::uint64_t{256} << 20);
   EXPECT_TRUE(settings.checksums);
   EXPECT_TRUE(settings.after_default_stream);
 }
@@ -255,7 +255,7 @@ TEST_F(SettingsTest, BadOnesAreSaidAndTheDefaultIsTaken) {
     EXPECT_EQ(with("MOONPOOL_CUDA_STAGING", text).staging_bytes, std::uint64_t{64} << 20) << text;
   }
   for (const auto* text : {"none", "-1", "9999999 TB"}) {
-    EXPECT_EQ(with("MOONPOOL_CUDA_DEVICE_STAGING", text).device_staging_bytes, std::uint64_t{160} << 20) << text;
+    EXPECT_EQ(with("MOONPOOL_CUDA_DEVICE_STAGING", text).device_staging_bytes, std::uint64_t{256} << 20) << text;
   }
   EXPECT_TRUE(with("MOONPOOL_CUDA_CHECKSUMS", "maybe").checksums);
   EXPECT_TRUE(with("MOONPOOL_CUDA_STAGE", "1").after_default_stream);
