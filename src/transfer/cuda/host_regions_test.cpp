@@ -5,6 +5,7 @@
 #include <spdlog/sinks/ostream_sink.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <sstream>
 #include <thread>
@@ -68,6 +69,20 @@ class HostRegionsTest : public ::testing::Test {
   std::unique_ptr<FakeDriver> driver_;
   std::unique_ptr<HostRegions> regions_;
 };
+
+TEST_F(HostRegionsTest, PagesAreMadeBeforeTheDriverIsAskedToPinThem) {
+  start();
+  const auto mapping = std::make_shared<Mapping>(kSize);
+  const auto resident = [&] {
+    std::vector<unsigned char> pages(kSize / 4096);
+    EXPECT_EQ(::mincore(mapping->memory.data(), kSize, pages.data()), 0);
+    return std::ranges::count_if(pages, [](unsigned char page) { return (page & 1U) != 0; });
+  };
+  EXPECT_EQ(resident(), 0);
+  regions_->want(mapping->memory, mapping, "a segment");
+  ASSERT_TRUE(regions_->wait_settled(soon()));
+  EXPECT_EQ(resident(), kSize / 4096) << "the fake touches none";
+}
 
 TEST_F(HostRegionsTest, ARegionIsPinnedOnceForAllDevices) {
   start();
