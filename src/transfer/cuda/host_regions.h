@@ -1,10 +1,11 @@
 // Host memory that devices reach: segments of the pool, this process's and, once mapped, other processes', pinned once each in the
 // background.
 //
-// want() returns at once; until a thread of ours has made its pages and pinned the region (0.14 s a GiB of touched memory) device_address() has no answer and
-// callers go another way. A region that is refused (memlock, the driver's limit) is said once, with the limit and the remedy, and not tried
-// again before kTryAgain. A region is unpinned, and its memory let go, when nobody else holds it any more: its keeper is a shared_ptr whose
-// use count this thread looks at. Memory from the driver's own allocate_host() needs no entry, add_pinned() makes it known.
+// want() returns at once; until a thread of ours has made its pages and pinned the region (0.14 s a GiB of touched memory)
+// device_address() has no answer and callers go another way. A region that is refused (memlock, the driver's limit) is said once, with the
+// limit and the remedy, and not tried again before kTryAgain. A region is unpinned, and its memory let go, when nobody else holds it any
+// more: its keeper is a shared_ptr whose use count this thread looks at. Memory from the driver's own allocate_host() needs no entry,
+// add_pinned() makes it known.
 //
 // Threads: any; one thread of its own. Lifetime: the driver outlives it.
 #pragma once

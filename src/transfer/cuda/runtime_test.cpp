@@ -214,7 +214,8 @@ TEST_F(RuntimeTest, WithoutADriverInTheProcessItSaysWhatIsMissing) {
 class SettingsTest : public ::testing::Test {
  protected:
   static constexpr std::array kNames = {"MOONPOOL_CUDA_SMS",       "MOONPOOL_CUDA_STAGING",        "MOONPOOL_CUDA_DEVICE_STAGING",
-                                        "MOONPOOL_CUDA_CHECKSUMS", "MOONPOOL_CUDA_DEFAULT_STREAM", "MOONPOOL_CUDA_STAGE"};
+                                        "MOONPOOL_CUDA_CHECKSUMS", "MOONPOOL_CUDA_DEFAULT_STREAM", "MOONPOOL_CUDA_STAGE",
+                                        "MOONPOOL_CUDA_GPUDIRECT"};
   SettingsTest() { clear(); }
   ~SettingsTest() override { clear(); }
   static void clear() {
@@ -231,6 +232,7 @@ TEST_F(SettingsTest, NothingSaysTheDefaults) {
   EXPECT_EQ(settings.multiprocessors, 16U);
   EXPECT_EQ(settings.staging_bytes, std::uint64_t{64} << 20);
   EXPECT_EQ(settings.device_staging_bytes, std::uint64_t{256} << 20);
+  EXPECT_EQ(settings.nic_ring_bytes, std::uint64_t{64} << 20);
   EXPECT_TRUE(settings.checksums);
   EXPECT_TRUE(settings.after_default_stream);
 }
@@ -238,9 +240,11 @@ TEST_F(SettingsTest, NothingSaysTheDefaults) {
 TEST_F(SettingsTest, VariablesArriveAtTheirFields) {
   EXPECT_EQ(with("MOONPOOL_CUDA_SMS", "132").multiprocessors, 132U);
   EXPECT_EQ(with("MOONPOOL_CUDA_STAGING", " 128 MB ").staging_bytes, std::uint64_t{128} << 20);
-  EXPECT_EQ(with("MOONPOOL_CUDA_DEVICE_STAGING", "256MB").device_staging_bytes, std::uint64_t{256} << 20);
+  EXPECT_EQ(with("MOONPOOL_CUDA_DEVICE_STAGING", "512MB").device_staging_bytes, std::uint64_t{512} << 20);
   EXPECT_EQ(with("MOONPOOL_CUDA_DEVICE_STAGING", "96MB").device_staging_bytes, std::uint64_t{96} << 20);
   EXPECT_EQ(with("MOONPOOL_CUDA_DEVICE_STAGING", "0").device_staging_bytes, 0U) << "none";
+  EXPECT_EQ(with("MOONPOOL_CUDA_GPUDIRECT", "128MB").nic_ring_bytes, std::uint64_t{128} << 20);
+  EXPECT_EQ(with("MOONPOOL_CUDA_GPUDIRECT", "0").nic_ring_bytes, 0U) << "off";
   EXPECT_FALSE(with("MOONPOOL_CUDA_CHECKSUMS", "0").checksums);
   EXPECT_FALSE(with("MOONPOOL_CUDA_DEFAULT_STREAM", "off").after_default_stream);
   EXPECT_EQ(with("MOONPOOL_CUDA_CHECKSUMS", "1").multiprocessors, 132U) << "all at once";
@@ -256,6 +260,7 @@ TEST_F(SettingsTest, BadOnesAreSaidAndTheDefaultIsTaken) {
   }
   for (const auto* text : {"none", "-1", "9999999 TB"}) {
     EXPECT_EQ(with("MOONPOOL_CUDA_DEVICE_STAGING", text).device_staging_bytes, std::uint64_t{256} << 20) << text;
+    EXPECT_EQ(with("MOONPOOL_CUDA_GPUDIRECT", text).nic_ring_bytes, std::uint64_t{64} << 20) << text;
   }
   EXPECT_TRUE(with("MOONPOOL_CUDA_CHECKSUMS", "maybe").checksums);
   EXPECT_TRUE(with("MOONPOOL_CUDA_STAGE", "1").after_default_stream);

@@ -84,14 +84,18 @@ bool EngineMoves::give_to_nics(const AddressRange& range, int device, const std:
   if (runtime == nullptr || runtime->settings().nic_ring_bytes == 0) return false;
   auto exported = export_memory(runtime->driver(), device, range);
   const Status status = exported.ok() ? add(exported->buffer) : exported.status();
-  if (status.ok() || status.code() == ErrorCode::kSegmentAlreadyExists) return status.ok();  // an overlap is said to who asked for it
+  if (status.code() == ErrorCode::kSegmentAlreadyExists) return false;  // said to who asked for it
+  bool first = false;
   {
     const std::scoped_lock lock(mutex_);
-    if (!said_no_nics_.insert(device).second) return false;
+    first = (status.ok() ? said_nics_ : said_no_nics_).insert(device).second;
   }
-  log::warning("transfer engine: memory of GPU {} goes to and from NICs by way of pinned host memory, without GPUDirect RDMA: {}", device,
-               status.message());
-  return false;
+  if (first && status.ok()) log::info("transfer engine: NICs reach memory of GPU {} directly (GPUDirect RDMA)", device);
+  if (first && !status.ok()) {
+    log::warning("transfer engine: memory of GPU {} goes to and from NICs by way of pinned host memory, without GPUDirect RDMA: {}", device,
+                 status.message());
+  }
+  return status.ok();
 }
 
 void EngineMoves::forget(std::uint64_t address) {

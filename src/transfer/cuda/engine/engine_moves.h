@@ -61,7 +61,7 @@ class EngineMoves {
   // ---- registered memory
   // Null for host memory. kInvalidParams for a range that begins and ends in different memories.
   [[nodiscard]] Result<std::shared_ptr<DevicePlace>> place(const AddressRange& range);
-  // Whether NICs reach device memory now: `add` registers it with them. If not, the log says why, once a device.
+  // Whether NICs reach device memory now: `add` registers it with them. The log says that they do, or why not, once a device.
   [[nodiscard]] bool give_to_nics(const AddressRange& range, int device, const std::function<Status(const DmaBuf&)>& add);
   void forget(std::uint64_t address);
   // Adds what peers need to know of device memory; `regions` are the descriptor's buffers in order.
@@ -145,7 +145,7 @@ class EngineMoves {
   std::map<std::string, int> by_uuid_;
   std::map<std::pair<int, int>, Status> access_;  // of a device to another
   std::set<Incarnation> said_;
-  std::set<int> said_no_nics_;  // by device
+  std::set<int> said_nics_, said_no_nics_;  // by device
 };
 
 }  // namespace moonpool::transfer::cuda
