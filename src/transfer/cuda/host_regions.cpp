@@ -196,8 +196,8 @@ class HostRegions::Impl {
     }
   }
 
-  // Has the kernel make the pages that are not there yet. Pinning would, at a quarter of a second a GiB, while other calls of the driver
-  // that need the kernel (a first launch, an allocation) wait for it: with 18 GiB a first put took more than its 5 s.
+  // Has the kernel make the pages that are not there yet, which pinning would do otherwise, inside of the driver. Seen without it: while 18
+  // GiB of fresh memory were pinned, the first put of the process took more than its 5 s; most likely its calls of the driver waited.
   void populate(MutableBytes memory) {
 #ifdef MADV_POPULATE_WRITE  // Linux 5.14; without it, or where it fails, pinning tells
     for (std::size_t at = 0; at < memory.size(); at += kPopulatedAtOnce) {

@@ -108,18 +108,29 @@ void DevicePaths::by_nic(Runtime& runtime, const Peer& peer, std::span<Operation
                          Deadline deadline, const Move& move) {
   if (nics_ == nullptr || chosen.empty() || !paths_.moves_device_memory(peer)) return;
   const DeviceWay way{runtime, paths_, peer, deadline, counters_.by_nic_bytes};
-  std::map<int, std::vector<DeviceOperation>> by_device;
+  struct OfDevice {
+    Staging* ring = nullptr;  // null: none
+    std::vector<DeviceOperation> operations;
+  };
+  std::map<int, OfDevice> by_device;
   std::vector<DeviceOperation> rest;
   for (const auto& one : chosen) {
     const auto& operation = operations[one.index];
     const std::uint64_t length = operation.extent.length;
     const bool hashed =
         one.device != kSeveralMemories && may_go_in_place(operation) && runtime.copier().hashes_what_it_moves(one.device, length);
-    Staging* const ring = hashed ? nics_ring(&runtime, one.device) : nullptr;
-    (ring != nullptr && length <= ring->capacity() ? by_device[one.device] : rest).push_back(one);
+    if (!hashed) {
+      rest.push_back(one);
+      continue;
+    }
+    const auto [found, first] = by_device.try_emplace(one.device);
+    auto& [ring, its] = found->second;
+    if (first) ring = nics_ring(&runtime, one.device);
+    (ring != nullptr && length <= ring->capacity() ? its : rest).push_back(one);
   }
-  for (const auto& [device, all] : by_device) {
-    const auto left = move(way, *nics_ring(&runtime, device), operations, std::span(all));
+  for (const auto& [device, of_device] : by_device) {
+    if (of_device.operations.empty()) continue;
+    const auto left = move(way, *of_device.ring, operations, std::span(of_device.operations));
     rest.insert(rest.end(), left.begin(), left.end());
   }
   chosen = std::move(rest);
